@@ -1,0 +1,199 @@
+"""From composed YAML to checked, typed objects, once; the rest of the code never sees a DictConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from neat_bench.data.text import TextClassification
+from neat_bench.errors import InputError, nearest
+from neat_bench.evaluation.protocols import Protocol
+from neat_bench.models.pretrained import Pretrained
+from neat_bench.results.loggers import Logger
+from neat_bench.training.optimizers import Optimizer
+from neat_bench.training.schedules import Schedule
+from neat_bench.training.settings import Seeds, TrainerSettings
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+LAUNCHERS = ("local", "slurm")
+
+
+@dataclass(kw_only=True)
+class Paths:
+    """Folders: run records and tables, local data, caches, logs of sweeps and of W&B."""
+
+    results: str = "results"
+    data: str = "data"
+    cache: str = "cache"
+    logs: str = "outputs"
+
+
+@dataclass(kw_only=True)
+class LauncherSettings:
+    """How a sweep's jobs run, each in its own process.
+
+    name: local (this machine) or slurm. devices: jobs at a time on this machine, None for one a GPU, or one
+    without GPUs. The rest is what a Slurm job asks for; hours also limits a local job.
+    """
+
+    name: str = "local"
+    devices: int | None = None
+    hours: float = 72.0
+    partition: str | None = None
+    gpus: int = 1
+    cpus: int = 8
+    memory_gb: int = 64
+
+    def __post_init__(self) -> None:
+        if self.name not in LAUNCHERS:
+            raise InputError(f"unknown launcher.name '{self.name}'{nearest(self.name, LAUNCHERS)}")
+        if self.devices is not None and self.devices < 1:
+            raise InputError(f"launcher.devices is at least 1, not {self.devices}")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A run, fully described. `method` is a `neat_bench.methods.base.Method`."""
+
+    model: Pretrained
+    dataset: TextClassification
+    method: Any
+    optimizer: Optimizer
+    scheduler: Schedule
+    trainer: TrainerSettings
+    protocol: Protocol
+    logger: Logger
+    launcher: LauncherSettings = field(default_factory=LauncherSettings)
+    paths: Paths = field(default_factory=Paths)
+    seed: int = 0
+    seeds: Seeds = field(default_factory=Seeds)
+    rerun: bool = False
+
+
+# keys that do not change what is measured: they are in neither the record's config nor its hash
+OUTSIDE_THE_RESULT = ("paths", "launcher", "logger", "rerun", "seed")
+
+# what a node with a _target_ must be, and what a node without one is
+_TARGETS: dict[str, type] = {
+    "model": Pretrained,
+    "dataset": TextClassification,
+    "optimizer": Optimizer,
+    "logger": Logger,
+}
+_PLAIN: dict[str, type] = {
+    "scheduler": Schedule,
+    "trainer": TrainerSettings,
+    "protocol": Protocol,
+    "launcher": LauncherSettings,
+    "paths": Paths,
+    "seeds": Seeds,
+}
+
+
+def resolve_target(target: str, key: str) -> type:
+    """Return the dataclass that a `_target_` names; only this package's own are allowed."""
+    module_name, _, class_name = target.rpartition(".")
+    if not module_name.startswith("neat_bench."):
+        raise InputError(f"{key}._target_: '{target}' is not a class of neat_bench")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError):
+        raise InputError(f"{key}._target_: there is no '{target}'") from None
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise InputError(f"{key}._target_: '{target}' is not a configurable class")
+    return found
+
+
+def build_dataclass(cls: type, node: Mapping[str, Any], key: str) -> Any:
+    """Return an instance of a dataclass from a config node; `key` is the node's name for messages.
+
+    Raises InputError naming the key and the nearest valid one for an unknown, missing or ill-typed value.
+    """
+    names = [f.name for f in dataclasses.fields(cls)]
+    for name in node:
+        if name not in names:
+            raise InputError(f"unknown key '{key}.{name}'{nearest(str(name), names)}")
+    schema = OmegaConf.structured(cls)
+    try:
+        merged = OmegaConf.merge(schema, OmegaConf.create(dict(node)))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise InputError(f"{key}.{missing[0]} is not set")
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        where = f"{key}.{error.full_key}" if error.full_key else key
+        problem = (error.msg or str(error)).splitlines()[0]
+        if "not in" in problem and error.full_key:
+            inner = error.full_key.rpartition(".")[2]
+            parent = getattr(error.object_type, "__dataclass_fields__", {})
+            raise InputError(f"unknown key '{where}'{nearest(inner, parent)}") from None
+        raise InputError(f"{where}: {problem}") from None
+
+
+def build(composed: DictConfig) -> Config:
+    """Check a composed config and turn it into objects, before anything is loaded.
+
+    Raises InputError for the first key that is unknown, missing, ill-typed or out of range.
+    """
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"config key {error.full_key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(values, dict)
+    names = [f.name for f in dataclasses.fields(Config)]
+    for name in values:
+        if name not in names:
+            raise InputError(f"unknown key '{name}'{nearest(str(name), names)}")
+    parts: dict[str, Any] = {}
+    for name in ("model", "dataset", "method", "optimizer", "logger"):
+        node = values.get(name)
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise InputError(f"config group '{name}' is not chosen: give {name}=...")
+        cls = resolve_target(node.pop("_target_"), name)
+        if name == "method":
+            from neat_bench.methods.base import Method as expected  # imports torch, so late
+        else:
+            expected = _TARGETS[name]  # type: ignore[assignment]
+        if not issubclass(cls, expected):
+            raise InputError(f"{name}._target_: {cls.__name__} is not a {expected.__name__}")
+        parts[name] = build_dataclass(cls, node, name)
+    for name, cls in _PLAIN.items():
+        node = values.get(name, {})
+        if not isinstance(node, dict):
+            raise InputError(f"'{name}' is a group of keys, not {node!r}")
+        parts[name] = build_dataclass(cls, node, name)
+    for name, kind in (("seed", int), ("rerun", bool)):
+        value = values.get(name, kind())
+        if type(value) is not kind:
+            raise InputError(f"{name}: {value!r} is not of type {kind.__name__}")
+        parts[name] = value
+    if parts["seed"] < 0:
+        raise InputError(f"seed is not negative; got {parts['seed']}")
+    return Config(**parts)
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return everything that decides the result as plain data, for the record and the hash."""
+    values = {}
+    for f in dataclasses.fields(config):
+        if f.name not in OUTSIDE_THE_RESULT:
+            part = getattr(config, f.name)
+            values[f.name] = {"class": type(part).__name__} | dataclasses.asdict(part)
+    return values
+
+
+def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> DictConfig:
+    """Compose the config outside Hydra's command line; config_dirs are searched beside configs/."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    extra = [f"hydra.searchpath=[{','.join(config_dirs)}]"] if config_dirs else []
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose("config", [*overrides, *extra])

@@ -1,0 +1,1 @@
+"""Predictions, metrics and the rules that select an epoch."""

@@ -1,0 +1,51 @@
+"""Files written whole or not at all, and their hashes."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from neat_bench.errors import InputError
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, then rename it; a failure leaves nothing behind.
+
+    Raises InputError where the folder cannot be written (read-only, full).
+    """
+    beside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        beside = Path(name)
+        write(beside)
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free some space or set paths.results to a "
+            "folder that can be written"
+        ) from error
+    finally:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError now, rather than after hours of training, if `folder` cannot take a file."""
+    probe = folder / ".writable"
+    write_whole(probe, lambda path: path.write_bytes(b"x"))
+    probe.unlink(missing_ok=True)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_of_text(text: str) -> str:
+    """Return the hexadecimal sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()

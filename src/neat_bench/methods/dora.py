@@ -1,0 +1,60 @@
+"""DoRA: magnitude and direction of each weight row, the direction moved by LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neat_bench.methods.base import LinearRows, check_rank
+from neat_bench.methods.lora import LoRA, LoRAMap
+from neat_bench.models.roles import Place
+
+
+class DoRAMap(LoRAMap):
+    """LoRA's factors and a magnitude for each output row; see DoRA."""
+
+    def __init__(self, weight: Tensor, rank: int, scale: float, dropout: float) -> None:
+        super().__init__(weight, rank, scale, dropout)
+        self.magnitude = nn.Parameter(self._row_norms(weight.detach().cpu()))
+
+    @torch.no_grad()
+    def _row_norms(self, weight: Tensor) -> Tensor:
+        """Return ||W0 + s B A|| per row, outside the gradient as in the paper's section 4.3.
+
+        Expanded as ||W0||^2 + 2 s <W0, B A> + ||s B A||^2, so that no out x in matrix is formed.
+        """
+        weight = weight.to(self.A.dtype)
+        B = self.scale * self.B
+        cross = (B * (weight @ self.A.t())).sum(dim=1)
+        square = ((B @ (self.A @ self.A.t())) * B).sum(dim=1)
+        return (weight.square().sum(dim=1) + 2 * cross + square).clamp_min(0).sqrt()
+
+    def _gain(self, weight: Tensor) -> Tensor:
+        """Return m / ||V|| per output row; an all-zero row keeps its zero."""
+        return self.magnitude / self._row_norms(weight).clamp_min(torch.finfo(self.A.dtype).tiny)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return m V / ||V|| with V = W0 + s B A."""
+        direction, _ = super().merged(weight, None)
+        return self._gain(weight)[:, None] * direction, bias
+
+    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+        """Apply (x W0^T + s (x A^T) B^T) m / ||V|| + b."""
+        bias = 0 if linear.bias is None else linear.bias
+        return (linear(x) - bias + self.update(x)) * self._gain(linear.weight) + bias
+
+
+@dataclass(kw_only=True)
+class DoRA(LoRA):
+    """DoRA (arXiv 2402.09353): W = m V / ||V||, V = W0 + s B A, the norm taken per output row.
+
+    The norm is a constant in the backward pass (the paper's section 4.3). Initialisation: LoRA's, and
+    m = ||W0|| per row, so step 0 changes nothing. Parameters per matrix: r (in + out) + out.
+    """
+
+    def make_map(self, place: Place, weight: Tensor) -> DoRAMap:
+        """Return factors and magnitudes for one place."""
+        check_rank(self.rank, place, weight)
+        return DoRAMap(weight, self.rank, self.scale, self.dropout)

@@ -1,0 +1,108 @@
+"""NEAT: a small network reads the frozen weight and writes its update.
+
+        W0 (out x in)                      x (tokens x in)
+          |                                  |        |
+          | transposed                       |        +----------------+
+          v                                  v                         v
+    Z0 = sigma(W0^T A^T)   in x r        x W0^T + b                   x Z      tokens x r
+          |      \\                           |                         |
+    Zi = sigma(Z(i-1) Ei^T)  (k encoders)    |                        B^T      r x out
+          |      /  skip                     |                         |
+    Z  = sigma(Z Dj^T) + Z(k-j) (k decoders) +-----------> + <--- s ---+
+          |                                                |
+          v                                                v
+    dW = s (Z B^T)^T  out x in                      y = x W^T + b,  W = W0 + dW
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neat_bench.errors import InputError, nearest
+from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, check_rank
+from neat_bench.models.roles import Place
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "sin": lambda z: torch.sin(2 * math.pi * z),  # the paper's sinusoid, sin(2 pi z)
+    "identity": lambda z: z,
+}
+
+
+class NEATMap(AdaptedMap):
+    """The network of one place; see NEAT."""
+
+    def __init__(self, weight: Tensor, rank: int, depth: int, scale: float, activation: str, dropout: float) -> None:
+        super().__init__()
+        out, inner = weight.shape[0], (depth - 2) // 2
+        self.A = nn.Linear(out, rank, bias=False)
+        self.encoders = nn.ModuleList(nn.Linear(rank, rank, bias=False) for _ in range(inner))
+        self.decoders = nn.ModuleList(nn.Linear(rank, rank, bias=False) for _ in range(inner))
+        self.B = nn.Parameter(torch.zeros(out, rank))
+        self.scale, self.activation = scale, ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
+
+    def hidden(self, weight: Tensor) -> Tensor:
+        """Return Z, in x r: everything before the last, linear map."""
+        z = self.activation(self.A(weight.t().to(self.A.weight.dtype)))
+        skips = []
+        for encoder in self.encoders:
+            skips.append(z)
+            z = self.activation(encoder(z))
+        for decoder in self.decoders:
+            z = self.activation(decoder(z)) + skips.pop()
+        return z
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return W0 + s B Z^T."""
+        return weight + self.scale * (self.B @ self.hidden(weight).t()), bias
+
+    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+        """Apply x W0^T + b + s (x Z) B^T; the update, out x in, is never formed."""
+        return linear(x) + F.linear(self.dropout(x) @ self.hidden(linear.weight), self.scale * self.B)
+
+
+@dataclass(kw_only=True)
+class NEAT(MapMethod):
+    """NEAT (arXiv 2410.01870): W = W0 + s f(W0), f a small network with weights A, B and r x r inner ones.
+
+    Two layers: f(W0)^T = sigma(W0^T A^T) B^T, A: r x out, B: out x r. With depth d, even, k = (d - 2) / 2
+    encoders and k decoders, each r x r, lie between them, joined by skip connections: Z0 = sigma(W0^T A^T),
+    Zi = sigma(Z(i-1) Ei^T), then Z = sigma(Z Dj^T) + Z(k-j). No biases anywhere.
+    Initialisation: A and inner weights Kaiming uniform (a = sqrt 5), B zero, so step 0 changes nothing.
+    Parameters per matrix: 2 out r + 2 k r^2, whatever the input width.
+    activation: relu (the released code's), leaky_relu, gelu, tanh, sigmoid, sin (sin(2 pi z)) or identity,
+    which leaves the purely multiplicative form. dropout acts on the adapter's input x.
+    """
+
+    rank: int = 8
+    depth: int = 2
+    scale: float = 1.0
+    activation: str = "relu"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise InputError(f"method.rank is at least 1, not {self.rank}")
+        if self.depth < 2 or self.depth % 2:
+            raise InputError(f"method.depth is an even number of layers, at least 2, not {self.depth}")
+        if self.activation not in ACTIVATIONS:
+            raise InputError(f"unknown method.activation '{self.activation}'{nearest(self.activation, ACTIVATIONS)}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"method.dropout lies in [0, 1), not {self.dropout}")
+
+    def make_map(self, place: Place, weight: Tensor) -> NEATMap:
+        """Return the network for one place."""
+        check_rank(self.rank, place, weight)
+        return NEATMap(weight, self.rank, self.depth, self.scale, self.activation, self.dropout)

@@ -1,0 +1,52 @@
+"""What a method learned, as safetensors beside a config JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from neat_bench.errors import InputError
+from neat_bench.files import write_whole
+
+WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies on the CPU of all trainable parameters (head included), shared ones once."""
+    return {
+        name: parameter.detach().to("cpu", copy=True).contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def save_state(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Write the state and the plain-data config it was trained under; raises InputError on a full disk."""
+    from safetensors.torch import save_file
+
+    write_whole(folder / WEIGHTS, lambda path: save_file(state, path))
+    text = json.dumps(config, indent=2, sort_keys=True)
+    write_whole(folder / CONFIG, lambda path: path.write_text(text + "\n"))
+
+
+def load_state(folder: Path, model: nn.Module) -> None:
+    """Copy a saved state into a model to which the same method was attached.
+
+    Raises InputError where file and model do not hold the same trainable parameters.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read {folder / WEIGHTS}: {error}") from None
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
+        odd = sorted(state.keys() ^ own.keys())[:3] or "shapes"
+        raise InputError(f"{folder / WEIGHTS} is of another model or method ({odd} differ)")
+    for name, value in state.items():
+        own[name].data.copy_(value)

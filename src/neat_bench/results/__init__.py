@@ -1,0 +1,1 @@
+"""Run records, their store, and the tables made of them."""

@@ -1,0 +1,1 @@
+"""What a suite asks of a model: head, collation, loss and prediction."""

@@ -1,0 +1,57 @@
+"""Which rows make a batch: similar lengths together, in an order that seed and epoch decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+POOL_BATCHES = 50
+
+
+class LengthBucketedBatches(Sampler[list[int]]):
+    """Micro-batches of row indices for one epoch after another.
+
+    Rows are shuffled, cut into pools of 50 optimizer steps, sorted by length within a pool, cut into
+    optimizer steps of batch_size x accumulation rows, and the steps are shuffled again; a step is then
+    cut into micro-batches. So accumulation changes neither the rows of a step nor their order. The order
+    is a function of (seed, epoch) alone.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, accumulation: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch_size, self.step_size, self.seed = batch_size, batch_size * accumulation, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch."""
+        return -(-len(self.lengths) // self.step_size)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.lengths), self.step_size)
+        return full * (self.step_size // self.batch_size) + -(-rest // self.batch_size)
+
+    def step_batches(self) -> Iterator[list[int]]:
+        """Yield the rows of each optimizer step."""
+        generator = np.random.default_rng((self.seed, self.epoch))
+        rows = generator.permutation(len(self.lengths))
+        pool_size = self.step_size * POOL_BATCHES
+        steps = []
+        for start in range(0, len(rows), pool_size):
+            pool = rows[start : start + pool_size]
+            pool = pool[np.argsort(-self.lengths[pool], kind="stable")]
+            steps += [pool[at : at + self.step_size] for at in range(0, len(pool), self.step_size)]
+        for index in generator.permutation(len(steps)):
+            yield steps[index].tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.step_batches():
+            for at in range(0, len(step), self.batch_size):
+                yield step[at : at + self.batch_size]
+

@@ -1,0 +1,21 @@
+"""How many floating-point operations training takes, counted by torch on one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def training_flops(model: nn.Module, loss: Callable[[nn.Module, dict[str, Tensor]], Tensor], batch: dict[str, Tensor]) -> int:
+    """Return the operations of forward and backward over one batch; gradients are cleared afterwards.
+
+    torch counts matrix products, convolutions and attention (a multiply-add is two), not element-wise work.
+    """
+    model.train()
+    counter = FlopCounterMode(display=False)
+    with counter:
+        loss(model, batch).backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()

@@ -1,0 +1,212 @@
+"""The training loop that drives every method."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from neat_bench.errors import InputError
+from neat_bench.training.batches import LengthBucketedBatches
+from neat_bench.training.optimizers import Optimizer
+from neat_bench.training.schedules import Schedule
+from neat_bench.training.settings import PRECISIONS, TrainerSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Log = Callable[[dict[str, float], int], None]
+
+
+class Loss(Protocol):
+    """The part of a task that the loop needs."""
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...  # noqa: D102
+
+
+class Evaluate(Protocol):
+    """Called at each evaluation; keeps what it finds and returns metrics and the selection score."""
+
+    def __call__(self, model: nn.Module, epoch: int, step: int, train_loss: float) -> tuple[dict[str, float], float]: ...  # noqa: D102, E501
+
+
+@dataclass
+class Timing:
+    """What training cost: seconds of training (data waiting in, evaluation out), steps, items and input tokens."""
+
+    seconds: float = 0.0
+    steps: int = 0
+    items: int = 0
+    tokens: int = 0
+    _since: float = 0.0
+
+    def start(self) -> None:
+        """Start the clock; what passed since the last lap does not count."""
+        self._since = time.perf_counter()
+
+    def lap(self) -> None:
+        """Count the time since the last start or lap; the device's queue must be empty."""
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the counts and the rates made of them."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "train_seconds": self.seconds,
+            "steps": self.steps,
+            "items": self.items,
+            "tokens": self.tokens,
+            "seconds_per_step": self.seconds / max(self.steps, 1),
+            "items_per_second": self.items / seconds,
+            "tokens_per_second": self.tokens / seconds,
+        }
+
+
+def make_accelerator(settings: TrainerSettings) -> Accelerator:
+    """Return accelerate's view of device, precision and processes; batches are split over processes."""
+    return Accelerator(
+        mixed_precision=PRECISIONS[settings.precision],
+        cpu=settings.device == "cpu",
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+
+
+@dataclass
+class Trainer:
+    """Fits the trainable parameters of a model on encoded rows with a `length` column."""
+
+    settings: TrainerSettings
+    optimizer: Optimizer
+    schedule: Schedule
+    accelerator: Accelerator
+    log: Log
+    timing: Timing = field(default_factory=Timing)
+
+    def fit(
+        self,
+        model: nn.Module,
+        task: Loss,
+        head: set[str],
+        rows: Dataset,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        order_seed: int,
+        evaluate: Evaluate,
+    ) -> None:
+        """Train; `head` names the parameters that take the head's learning rate.
+
+        Raises InputError when the loss is not finite.
+        """
+        settings, accelerator = self.settings, self.accelerator
+        sampler = LengthBucketedBatches(rows["length"], settings.batch_size, settings.accumulation, order_seed)
+        optimizer = self.optimizer.build(self.optimizer.groups(model, head))
+        epochs, total = settings.epochs, sampler.steps * settings.epochs
+        if settings.max_steps is not None:
+            total = min(total, settings.max_steps)
+            epochs = math.ceil(total / sampler.steps)
+        schedule = self.schedule.build(optimizer, total)
+        loader = DataLoader(rows.with_format(None), batch_sampler=sampler, collate_fn=collate)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        progress = tqdm(total=total, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        best, waited = -math.inf, 0
+        self.timing.start()
+        for epoch in range(epochs):
+            sampler.set_epoch(epoch)
+            model.train()
+            loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
+            for micro_batches in self._optimizer_steps(loader, sampler):
+                loss, norm = self._step(model, task, optimizer, micro_batches)
+                rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+                schedule.step()
+                loss_sum, loss_steps = loss_sum + loss, loss_steps + 1
+                step = self.timing.steps
+                progress.update()
+                if step % settings.log_every == 0 or step == total:
+                    self._report(loss_sum / loss_steps, norm, rates, progress)
+                at_end = step == total
+                if at_end or (settings.evaluate_every is not None and step % settings.evaluate_every == 0) or (
+                    settings.evaluate_every is None and step % sampler.steps == 0
+                ):  # fmt: skip
+                    train_loss = self._finite(loss_sum / loss_steps)
+                    self.timing.lap()
+                    metrics, score = evaluate(accelerator.unwrap_model(model), epoch, step, train_loss)
+                    model.train()
+                    self.timing.start()
+                    self.log({f"eval/{name}": value for name, value in metrics.items()}, step)
+                    self._say(progress, epoch, epochs, train_loss, metrics)
+                    waited = 0 if score > best else waited + 1
+                    best = max(best, score)
+                    if at_end or (settings.patience is not None and waited >= settings.patience):
+                        progress.close()
+                        return
+
+    def _optimizer_steps(self, loader: DataLoader, sampler: LengthBucketedBatches) -> Iterator[list[dict[str, Tensor]]]:
+        """Yield the micro-batches of each optimizer step of one epoch."""
+        batches = iter(loader)
+        for rows in sampler.step_batches():
+            yield list(islice(batches, math.ceil(len(rows) / sampler.batch_size)))
+
+    def _step(
+        self, model: nn.Module, task: Loss, optimizer: torch.optim.Optimizer, micro_batches: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Take one optimizer step; return its mean loss and gradient norm, both left on the device.
+
+        A micro-batch counts by its number of items, so accumulation gives the gradient of one large batch.
+        """
+        items = sum(len(batch["labels"]) for batch in micro_batches)
+        total = torch.zeros((), device=self.accelerator.device)
+        for index, batch in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                loss = task.loss(model, batch) * (len(batch["labels"]) / items)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            self.timing.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
+        clip = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = self.accelerator.clip_grad_norm_(trained, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.timing.steps += 1
+        self.timing.items += items
+        return total, norm
+
+    def _finite(self, loss: Tensor) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InputError(
+                f"the training loss is {value} at step {self.timing.steps}: lower optimizer.lr (and head_lr), "
+                "or set trainer.clip_norm or trainer.precision=fp32"
+            )
+        return value
+
+    def _report(self, loss: Tensor, norm: Tensor, rates: dict[str, float], progress: tqdm) -> None:
+        """Log loss, gradient norm, learning rates and throughput, and show the loss."""
+        value = self._finite(loss)
+        self.timing.lap()
+        timing = self.timing.as_dict()
+        values = {"train/loss": value, "train/gradient_norm": norm.item()}
+        values |= {f"train/lr_{name}": rate for name, rate in rates.items()}
+        values |= {f"train/{name}": timing[name] for name in ("items_per_second", "tokens_per_second")}
+        self.log(values, self.timing.steps)
+        progress.set_postfix(loss=f"{value:.4f}")
+
+    def _say(
+        self, progress: tqdm, epoch: int, epochs: int, loss: float, metrics: dict[str, float]
+    ) -> None:
+        """Print one line an evaluation, on the main process."""
+        if self.accelerator.is_main_process:
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            progress.write(f"epoch {epoch + 1}/{epochs}  step {self.timing.steps}  loss {loss:.4f}  {shown}")
