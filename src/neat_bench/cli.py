@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from neat_bench.errors import InputError, nearest
 
-CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs")
+CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 
 
-@hydra.main(config_path=os.path.normpath(CONFIGS), config_name="config", version_base="1.3")
+@hydra.main(config_path=CONFIGS, config_name="config", version_base="1.3")
 def _run(composed: DictConfig) -> None:
     from neat_bench.config import build
     from neat_bench.experiment import run
 
-    run(build(composed), list(HydraConfig.get().overrides.task))
+    try:
+        run(build(composed), list(HydraConfig.get().overrides.task))
+    except InputError as error:
+        _fail(str(error))  # here, because Hydra would add a line of its own to an exception
 
 
 def explain(error: Exception) -> str:
     """Return one line for an error of Hydra or OmegaConf: the key and the nearest valid one."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        valid = [f"{option}" for option in error.options if not option.startswith("_")]
-        if not valid:
-            return f"unknown choice '{error.missing_cfg_file}'"
-        return f"unknown {group} '{choice}'{nearest(choice, valid)}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.partition("/")
+        folder = Path(CONFIGS) / group
+        names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("[!_]*.yaml"))
+        return f"unknown {group} '{choice}'{nearest(choice, names)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}': {error.message.splitlines()[0]}"
     cause = error.__cause__ if isinstance(error, HydraException) else error
@@ -44,7 +52,7 @@ def explain(error: Exception) -> str:
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     if isinstance(error, ConfigCompositionException) and "Could not override" in str(error):
         key = str(error).split("'")[1]
-        groups = sorted(entry.name for entry in os.scandir(CONFIGS) if entry.is_dir())
+        groups = (path.name for path in Path(CONFIGS).iterdir() if path.is_dir())
         return f"unknown key '{key}'{nearest(key.split('@')[0].split('/')[0], groups)}"
     return " ".join(str(error).split())
 
@@ -56,10 +64,20 @@ def main() -> None:
         _run()
     except InputError as error:
         _fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error))
     except KeyboardInterrupt:
         _fail("interrupted")
+    except Exception as error:
+        if not _raised_in_composition(error):
+            raise
+        _fail(explain(error))
+
+
+def _raised_in_composition(error: Exception) -> bool:
+    """Say whether Hydra or OmegaConf raised the error, which may be of any type, rather than our own code."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_globals["__name__"].split(".")[0] in ("hydra", "omegaconf")
 
 
 def _fail(message: str) -> NoReturn:

@@ -97,6 +97,14 @@ _PLAIN: dict[str, type] = {
 }
 
 
+def _expected_class(name: str) -> type:
+    if name == "method":
+        from neat_bench.methods.base import Method  # imports torch, so late
+
+        return Method
+    return _TARGETS[name]
+
+
 def resolve_target(target: str, key: str) -> type:
     """Return the dataclass that a `_target_` names; only this package's own are allowed."""
     module_name, _, class_name = target.rpartition(".")
@@ -119,7 +127,7 @@ def build_dataclass(cls: type, node: Mapping[str, Any], key: str) -> Any:
     names = [f.name for f in dataclasses.fields(cls)]
     for name in node:
         if name not in names:
-            raise InputError(f"unknown key '{key}.{name}'{nearest(str(name), names)}")
+            raise InputError(f"unknown key '{key}.{name}'{nearest(name, names)}")
     schema = OmegaConf.structured(cls)
     try:
         merged = OmegaConf.merge(schema, OmegaConf.create(dict(node)))
@@ -148,19 +156,16 @@ def build(composed: DictConfig) -> Config:
         raise InputError(f"config key {error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(values, dict)
     names = [f.name for f in dataclasses.fields(Config)]
-    for name in values:
+    for name in map(str, values):
         if name not in names:
-            raise InputError(f"unknown key '{name}'{nearest(str(name), names)}")
+            raise InputError(f"unknown key '{name}'{nearest(name, names)}")
     parts: dict[str, Any] = {}
     for name in ("model", "dataset", "method", "optimizer", "logger"):
         node = values.get(name)
         if not isinstance(node, dict) or "_target_" not in node:
             raise InputError(f"config group '{name}' is not chosen: give {name}=...")
         cls = resolve_target(node.pop("_target_"), name)
-        if name == "method":
-            from neat_bench.methods.base import Method as expected  # imports torch, so late
-        else:
-            expected = _TARGETS[name]  # type: ignore[assignment]
+        expected = _expected_class(name)
         if not issubclass(cls, expected):
             raise InputError(f"{name}._target_: {cls.__name__} is not a {expected.__name__}")
         parts[name] = build_dataclass(cls, node, name)

@@ -12,7 +12,7 @@ import pandas as pd
 from neat_bench.config import Config, plain
 from neat_bench.files import check_writable, sha256_of_text
 from neat_bench.results import record as records
-from neat_bench.results.store import read_record, record_path, write_record
+from neat_bench.results.store import record_path, stored, write_record
 from neat_bench.tasks.sequence_classification import SequenceClassification
 
 
@@ -29,13 +29,12 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     Raises InputError for whatever the user can mend.
     """
     path = path_of(config)
-    if path.exists() and not config.rerun:
+    record = None if config.rerun else stored(path)
+    if record is not None:
         print(f"already recorded: {path} (rerun=true repeats it)")
-        return read_record(path)
+        return record
     check_writable(path.parent)
-    data = config.dataset.load(
-        Path(config.paths.data), config.trainer.limit_train, config.trainer.limit_evaluation
-    )
+    data = config.dataset.load(Path(config.paths.data), config.trainer.limit_train, config.trainer.limit_evaluation)
     task = SequenceClassification(data, config.dataset.max_length)
 
     import datasets  # the heavy imports come after what is cheap to check
@@ -53,7 +52,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     started = time.perf_counter()
     seeds = config.seeds.filled(config.seed)
     accelerator = make_accelerator(config.trainer)
-    torch.manual_seed(seeds.init)  # type: ignore[arg-type]
+    torch.manual_seed(seeds["init"])
     model, tokenizer, model_origin = config.model.load(task)
     attach(config.method, model)
     head = head_names(model)
@@ -79,8 +78,8 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     tags = [config.method.name, config.dataset.suite, config.dataset.task, config.model.name]
     config.logger.start(run_name, config.dataset.name, tags, plain(config), config.paths.logs)
     trainer = Trainer(config.trainer, config.optimizer, config.scheduler, accelerator, config.logger.log)
-    torch.manual_seed(seeds.dropout)  # type: ignore[arg-type]
-    trainer.fit(model, task, head, train_rows, collate, seeds.order, evaluator)  # type: ignore[arg-type]
+    torch.manual_seed(seeds["dropout"])
+    trainer.fit(model, task, head, train_rows, collate, seeds["order"], evaluator)
 
     memory = records.peak_memory(accelerator.device.type)
     state = trained_state(model)
@@ -105,7 +104,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         "config": plain(config),
         "overrides": sorted(overrides),
         "seed": config.seed,
-        "seeds": vars(seeds),
+        "seeds": seeds,
         "hashes": {
             "config": records.config_hash(plain(config)),
             "code": records.code_hash(),

@@ -9,7 +9,7 @@ from pathlib import Path
 from neat_bench.errors import InputError
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it; a failure leaves nothing behind.
 
     Raises InputError where the folder cannot be written (read-only, full).

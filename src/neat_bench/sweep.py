@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, open_dict
+
 from neat_bench.config import Config, LauncherSettings, build, compose
 from neat_bench.errors import InputError
 from neat_bench.experiment import path_of, run
-from neat_bench.results.store import read_record
+from neat_bench.results.store import read_record, stored
 
 POLL_SECONDS = 0.2
+RECORDED, ALREADY_RECORDED = "recorded", "already recorded"
 
 
 def run_job(overrides: list[str], config_dirs: list[str]) -> str | None:
@@ -39,7 +42,7 @@ class Job:
     process: Any = None
     device: int | None = None
     started: float = 0.0
-    outcome: str = ""  # "recorded", "already recorded" or what went wrong
+    outcome: str = ""  # RECORDED, ALREADY_RECORDED or what went wrong
     shown: int = field(default=0, repr=False)
 
     @property
@@ -51,14 +54,16 @@ class Job:
     @property
     def failed(self) -> bool:
         """Whether the job ended without a record."""
-        return "recorded" not in self.outcome
+        return self.outcome not in (RECORDED, ALREADY_RECORDED)
 
 
-def plan(job_overrides: Sequence[Sequence[str]], config_dirs: list[str]) -> list[Job]:
-    """Compose and check every job before the first one runs; jobs that would write one record are one job."""
+def plan(job_overrides: Sequence[Sequence[str]], composed: Sequence[DictConfig]) -> list[Job]:
+    """Check every job's composed config before the first one runs; jobs that would write one record are one job."""
     jobs: dict[Path, Job] = {}
-    for overrides in job_overrides:
-        config = build(compose(overrides, config_dirs))
+    for overrides, job_config in zip(job_overrides, composed, strict=True):
+        with open_dict(job_config):
+            job_config.pop("hydra")
+        config = build(job_config)
         path = path_of(config)
         jobs.setdefault(path, Job(list(overrides), config, path))
     return list(jobs.values())
@@ -69,8 +74,8 @@ def run_sweep(jobs: list[Job], config_dirs: list[str]) -> None:
     settings = jobs[0].config.launcher
     waiting = []
     for job in jobs:
-        if job.path.exists() and not job.config.rerun:
-            job.outcome = "already recorded"
+        if stored(job.path) is not None and not job.config.rerun:
+            job.outcome = ALREADY_RECORDED
         else:
             waiting.append(job)
     print(f"{len(jobs)} jobs, {len(jobs) - len(waiting)} already recorded (rerun=true repeats them)", flush=True)
@@ -116,7 +121,11 @@ def _submit(job: Job, settings: LauncherSettings, config_dirs: list[str]) -> Any
     executor = submitit.AutoExecutor(folder=folder, cluster=settings.name)
     options: dict[str, Any] = {"timeout_min": round(settings.hours * 60), "name": "neat_bench"}
     if settings.name == "slurm":
-        options |= {"gpus_per_node": settings.gpus, "cpus_per_task": settings.cpus, "mem_gb": settings.memory_gb}
+        options |= {
+            "gpus_per_node": settings.gpus,
+            "cpus_per_task": settings.cpus,
+            "mem_gb": settings.memory_gb,
+        }
         if settings.partition:
             options["slurm_partition"] = settings.partition
     elif job.device is not None:
@@ -139,7 +148,7 @@ def _ended(job: Job) -> bool:
         return False
     error = job.process.exception()
     if error is None:
-        job.outcome = job.process.result() or "recorded"
+        job.outcome = job.process.result() or RECORDED
     else:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         job.outcome = f"{last} (traceback: {job.process.paths.stderr})"

@@ -1,0 +1,1 @@
+"""What Hydra finds of neat_bench in its plugin namespace."""

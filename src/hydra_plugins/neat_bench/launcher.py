@@ -21,8 +21,8 @@ class ProcessLauncher(Launcher):
     """Runs each job of a sweep in its own process."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep the sweep's config, for the folders given with --config-dir."""
-        self.config = config
+        """Keep what composes the jobs."""
+        self.config, self.loader = config, hydra_context.config_loader
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; raises InputError before the first if one cannot be composed, or after all if one failed."""
@@ -30,7 +30,8 @@ class ProcessLauncher(Launcher):
 
         sources = self.config.hydra.runtime.config_sources
         config_dirs = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
-        run_sweep(plan(job_overrides, config_dirs), config_dirs)
+        composed = [self.loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
+        run_sweep(plan(job_overrides, composed), config_dirs)
         return [JobReturn(overrides=jobs, status=JobStatus.COMPLETED) for jobs in job_overrides]
 
 

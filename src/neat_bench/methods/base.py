@@ -63,8 +63,9 @@ class AdaptedLinear(nn.Module):
         self._pretrained: tuple[Tensor, Tensor | None] | None = None
 
     def add(self, role: str, rows: tuple[int, int] | None, adapted: AdaptedMap) -> None:
-        """Put a map on the given rows (None: all), on the layer's device."""
+        """Put a map on the given rows (None: all), on the layer's device and in its mode."""
         self.maps[role] = adapted.to(self.base.weight.device)
+        self.train(self.base.training)
         self._rows[role] = rows
 
     @property
@@ -106,7 +107,10 @@ class AdaptedLinear(nn.Module):
     def merge(self) -> None:
         """Fold the maps into the layer, keeping a copy of its weight and bias."""
         base = self.base
-        self._pretrained = (base.weight.detach().clone(), None if base.bias is None else base.bias.detach().clone())
+        self._pretrained = (
+            base.weight.detach().clone(),
+            None if base.bias is None else base.bias.detach().clone(),
+        )
         whole = self._whole()
         if whole is not None:
             weight, bias = whole.merged(base.weight, base.bias)
@@ -150,11 +154,12 @@ class HiddenEdit(nn.Module):
 def edit_output(block: nn.Module, edit: HiddenEdit) -> None:
     """Pass the block's output (or the first item of a tuple) through the edit from now on."""
     block.add_module("hidden_edit", edit.to(next(block.parameters()).device))
+    edit.train(block.training)
 
     def hook(module: nn.Module, _: tuple, output: Tensor | tuple) -> Tensor | tuple:
         if isinstance(output, tuple):
-            return (module.hidden_edit(output[0]), *output[1:])
-        return module.hidden_edit(output)
+            return (module.get_submodule("hidden_edit")(output[0]), *output[1:])
+        return module.get_submodule("hidden_edit")(output)
 
     block.register_forward_hook(hook)
 

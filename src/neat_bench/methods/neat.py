@@ -1,17 +1,17 @@
 """NEAT: a small network reads the frozen weight and writes its update.
 
-        W0 (out x in)                      x (tokens x in)
-          |                                  |        |
-          | transposed                       |        +----------------+
-          v                                  v                         v
-    Z0 = sigma(W0^T A^T)   in x r        x W0^T + b                   x Z      tokens x r
-          |      \\                           |                         |
-    Zi = sigma(Z(i-1) Ei^T)  (k encoders)    |                        B^T      r x out
-          |      /  skip                     |                         |
-    Z  = sigma(Z Dj^T) + Z(k-j) (k decoders) +-----------> + <--- s ---+
-          |                                                |
-          v                                                v
-    dW = s (Z B^T)^T  out x in                      y = x W^T + b,  W = W0 + dW
+    W0 (out x in)                      x (tokens x in)
+      |                                  |        |
+      | transposed                       |        +----------------+
+      v                                  v                         v
+Z0 = sigma(W0^T A^T)   in x r        x W0^T + b                   x Z      tokens x r
+      |      \\                           |                         |
+Zi = sigma(Z(i-1) Ei^T)  (k encoders)    |                        B^T      r x out
+      |      /  skip                     |                         |
+Z  = sigma(Z Dj^T) + Z(k-j) (k decoders) +-----------> + <--- s ---+
+      |                                                |
+      v                                                v
+dW = s (Z B^T)^T  out x in                      y = x W^T + b,  W = W0 + dW
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class Pretrained:
     """A transformers model by hub id, by local `path`, or inside a package.
 
     revision pins a commit of the hub's repository. pooling: native (transformers' own head for the
-    architecture) or mean (over the tokens, for sentence encoders trained that way). Only safetensors are read and no remote code runs.
+    architecture) or mean (over the tokens, for sentence encoders trained that way). Only safetensors
+    are read, and no remote code runs.
     """
 
     name: str

@@ -27,8 +27,8 @@ def _named(blocks: str, attention: tuple[str, str, str, str], **mlp: str) -> Arc
     return Architecture(blocks, dict(zip(("query", "key", "value", "output"), attention, strict=True)) | mlp, {})
 
 
-_ATTENTION_PROJ = tuple(f"attention.{x}_proj" for x in "qkvo")
-_SELF_ATTN_PROJ = tuple(f"self_attn.{x}_proj" for x in "qkvo")
+_ATTENTION_PROJ = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
+_SELF_ATTN_PROJ = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _BERT = _named(
     "encoder.layer",
     ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
@@ -37,7 +37,7 @@ _BERT = _named(
 )
 _LLAMA = _named(
     "layers",
-    _SELF_ATTN_PROJ,  # type: ignore[arg-type]
+    _SELF_ATTN_PROJ,
     mlp_up="mlp.up_proj",
     mlp_gate="mlp.gate_proj",
     mlp_down="mlp.down_proj",
@@ -54,8 +54,8 @@ ARCHITECTURES = {
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
-    "vit": _named("layers", _ATTENTION_PROJ, **_MLP_FC),  # type: ignore[arg-type]
-    "dinov2": _named("encoder.layer", _ATTENTION_PROJ, **_MLP_FC),  # type: ignore[arg-type]
+    "vit": _named("layers", _ATTENTION_PROJ, **_MLP_FC),
+    "dinov2": _named("encoder.layer", _ATTENTION_PROJ, **_MLP_FC),
     "llama": _LLAMA,
     "qwen3": _LLAMA,
     "timm:VisionTransformer": _TIMM_VIT,
@@ -101,7 +101,9 @@ def architecture_of(model: nn.Module) -> Architecture:
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", None) or f"timm:{type(model).__name__}"
     if kind not in ARCHITECTURES:
-        raise InputError(f"no map from roles to modules for '{kind}' models (models/roles.py){nearest(kind, ARCHITECTURES)}")
+        raise InputError(
+            f"no map from roles to modules for '{kind}' models (models/roles.py){nearest(kind, ARCHITECTURES)}"
+        )
     return ARCHITECTURES[kind]
 
 
@@ -143,8 +145,9 @@ def find_places(model: nn.Module, targets: list[str], layers: str | None) -> lis
             module = backbone.get_submodule(path)
             rows = None
             if role in architecture.fused:
+                assert isinstance(module, nn.Linear)
                 position, parts = architecture.fused[role]
-                size = module.weight.shape[0] // parts  # type: ignore[union-attr,operator]
+                size = module.weight.shape[0] // parts
                 rows = (position * size, (position + 1) * size)
             places.append(Place(role, layer, prefix + path, module, rows))
     return places

@@ -66,7 +66,10 @@ class WandB(Logger):
             return getattr(self._run, action)(*arguments, **options)
         except Exception as error:  # whatever W&B raises must not end a training run
             reason = (str(error).splitlines() or [""])[0]
-            print(f"warning: W&B failed ({type(error).__name__}: {reason}); the run goes on without it", file=sys.stderr)
+            print(
+                f"warning: W&B failed ({type(error).__name__}: {reason}); the run goes on without it",
+                file=sys.stderr,
+            )
             self._run = None
             return None
 

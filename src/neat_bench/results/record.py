@@ -16,7 +16,17 @@ import numpy as np
 from neat_bench.files import sha256_of_text
 
 SCHEMA = 1
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "scikit-learn", "scipy", "timm")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "timm",
+)
 # code that cannot change a measured number
 _OUTSIDE_THE_RESULT = ("results", "cli.py", "sweep.py")
 
@@ -98,4 +108,3 @@ def flags(predictions: np.ndarray, labels: np.ndarray, classification: bool) -> 
         if (predictions == labels).mean() <= commonest:
             found.append("at_chance")
     return found
-

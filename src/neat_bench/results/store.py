@@ -47,6 +47,17 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def stored(path: Path) -> dict[str, Any] | None:
+    """Return the record at a path, or None if there is none that can be read (a damaged one is named)."""
+    if not path.exists():
+        return None
+    try:
+        return read_record(path)
+    except ValueError as error:
+        warnings.warn(f"{error}; the run is repeated", stacklevel=2)
+        return None
+
+
 def read_records(results: Path) -> Iterator[dict[str, Any]]:
     """Yield all records under a results folder in path order; an unreadable one is named and skipped."""
     for path in sorted((results / "runs").rglob("seed*.json")):

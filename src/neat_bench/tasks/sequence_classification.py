@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,9 @@ class SequenceClassification:
             lengths = [len(ids) for ids in encoded["input_ids"]]
             return {**encoded, "labels": batch["label"], "length": lengths}
 
-        content = (tokenizer.backend_tokenizer.to_str(), self.max_length, rows.to_dict())
+        vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
+        del vocabulary["truncation"], vocabulary["padding"]  # state of its last call
+        content = (vocabulary, self.max_length, rows.to_dict())
         key = sha256_of_text(repr(content))[:32]
         cache.mkdir(parents=True, exist_ok=True)
         return rows.map(

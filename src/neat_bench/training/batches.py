@@ -54,4 +54,3 @@ class LengthBucketedBatches(Sampler[list[int]]):
         for step in self.step_batches():
             for at in range(0, len(step), self.batch_size):
                 yield step[at : at + self.batch_size]
-

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def training_flops(model: nn.Module, loss: Callable[[nn.Module, dict[str, Tensor]], Tensor], batch: dict[str, Tensor]) -> int:
+def training_flops(
+    model: nn.Module, loss: Callable[[nn.Module, dict[str, Tensor]], Tensor], batch: dict[str, Tensor]
+) -> int:
     """Return the operations of forward and backward over one batch; gradients are cleared afterwards.
 
     torch counts matrix products, convolutions and attention (a multiply-add is two), not element-wise work.

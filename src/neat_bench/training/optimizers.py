@@ -49,7 +49,12 @@ class Optimizer:
                 members.setdefault(("head" if name in head else "adapter", name not in spared), []).append(parameter)
         rates = {"adapter": self.lr, "head": self.lr if self.head_lr is None else self.head_lr}
         return [
-            {"name": part, "params": parameters, "lr": rates[part], "weight_decay": self.weight_decay * decays}
+            {
+                "name": part,
+                "params": parameters,
+                "lr": rates[part],
+                "weight_decay": self.weight_decay * decays,
+            }
             for (part, decays), parameters in members.items()
         ]
 

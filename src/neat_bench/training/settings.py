@@ -60,6 +60,6 @@ class Seeds:
     order: int | None = None
     dropout: int | None = None
 
-    def filled(self, seed: int) -> Seeds:
+    def filled(self, seed: int) -> dict[str, int]:
         """Return the three seeds with the run's seed where none is given."""
-        return Seeds(**{name: seed if value is None else value for name, value in vars(self).items()})
+        return {name: seed if value is None else value for name, value in vars(self).items()}

@@ -36,10 +36,8 @@ class Loss(Protocol):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...  # noqa: D102
 
 
-class Evaluate(Protocol):
-    """Called at each evaluation; keeps what it finds and returns metrics and the selection score."""
-
-    def __call__(self, model: nn.Module, epoch: int, step: int, train_loss: float) -> tuple[dict[str, float], float]: ...  # noqa: D102, E501
+# (model, epoch, optimizer step, training loss so far) -> metrics to show, and the score that early stopping watches
+Evaluate = Callable[[nn.Module, int, int, float], tuple[dict[str, float], float]]
 
 
 @dataclass
@@ -159,7 +157,11 @@ class Trainer:
             yield list(islice(batches, math.ceil(len(rows) / sampler.batch_size)))
 
     def _step(
-        self, model: nn.Module, task: Loss, optimizer: torch.optim.Optimizer, micro_batches: list[dict[str, Tensor]]
+        self,
+        model: nn.Module,
+        task: Loss,
+        optimizer: torch.optim.Optimizer,
+        micro_batches: list[dict[str, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Take one optimizer step; return its mean loss and gradient norm, both left on the device.
 
@@ -203,9 +205,7 @@ class Trainer:
         self.log(values, self.timing.steps)
         progress.set_postfix(loss=f"{value:.4f}")
 
-    def _say(
-        self, progress: tqdm, epoch: int, epochs: int, loss: float, metrics: dict[str, float]
-    ) -> None:
+    def _say(self, progress: tqdm, epoch: int, epochs: int, loss: float, metrics: dict[str, float]) -> None:
         """Print one line an evaluation, on the main process."""
         if self.accelerator.is_main_process:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -18,7 +18,7 @@ SCORES = {
 
 
 class ClassificationScores(evaluate.Metric):
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         kind = "float64" if self.config_name in ("pearson", "spearman") else "int64"
         return evaluate.MetricInfo(
             description=__doc__,
@@ -27,5 +27,5 @@ class ClassificationScores(evaluate.Metric):
             features=datasets.Features({name: datasets.Value(kind) for name in ("predictions", "references")}),
         )
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
         return {self.config_name: float(SCORES[self.config_name](references, predictions))}

@@ -1,0 +1,208 @@
+"""What a table holds: methods as rows, tasks as columns, measured rows first, published rows beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from neat_bench.errors import InputError
+from neat_bench.results.published import Published
+from neat_bench.results.statistics import Cell, leads, make_cell, variant_of
+
+AVERAGE = "average"
+# printed beside a task's own metric by some sources
+NOT_THE_COLUMNS_METRIC = ("peak_memory_gib", "train_time_s", "accuracy_mm", "spearman")
+
+
+@dataclass(kw_only=True)
+class TableSpec:
+    """A table as configs/table/<name>.yaml describes it.
+
+    columns: task -> heading. rows: methods in order; others follow. published: sources to show, in order.
+    published_tasks: our task -> its name in the published files, where that differs. where: dotted record
+    key -> value that a run must have to be in the table.
+    """
+
+    title: str
+    suite: str
+    columns: dict[str, str]
+    rows: list[str] = field(default_factory=list)
+    published: list[str] = field(default_factory=list)
+    published_tasks: dict[str, str] = field(default_factory=dict)
+    where: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured row: a method, or a variant of it that the command line set apart."""
+
+    method: str
+    label: str
+    cells: dict[str, Cell]
+
+    def average(self, columns: list[str]) -> dict[int, float]:
+        """Return the mean over all columns for each seed that has them all; empty if none has."""
+        if any(task not in self.cells for task in columns):
+            return {}
+        seeds = set.intersection(*(set(self.cells[task].scores) for task in columns))
+        return {seed: float(np.mean([self.cells[task].scores[seed] for task in columns])) for seed in sorted(seeds)}
+
+    def scores(self, column: str, columns: list[str]) -> dict[int, float]:
+        """Return the scores by seed of a task or of the average."""
+        if column == AVERAGE:
+            return self.average(columns)
+        return self.cells[column].scores if column in self.cells else {}
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A row of a published table: values in percent, by column."""
+
+    label: str
+    method: str
+    params: str
+    source: str
+    values: dict[str, tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One model's table, ready to be rendered."""
+
+    spec: TableSpec
+    model: str
+    protocol: str
+    rows: list[Row]
+    published: list[PublishedRow]
+    sources: dict[str, tuple[str, str]]  # citation, protocol
+    left_out: int
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in order."""
+        return list(self.spec.columns)
+
+    @property
+    def columns(self) -> list[str]:
+        """The tasks and, where there is more than one, the average."""
+        return [*self.tasks, AVERAGE] if len(self.tasks) > 1 else self.tasks
+
+    def marks(self, column: str) -> dict[int, str]:
+        """Return row index -> "best" or "second" for a column.
+
+        The best mean is "best" only where it leads the runner-up beyond the noise of their shared seeds; else
+        both are "second", so that nobody wins inside the noise.
+        """
+        scored = {i: scores for i, row in enumerate(self.rows) if (scores := row.scores(column, self.tasks))}
+        ranked = sorted(scored, key=lambda i: -float(np.mean(list(scored[i].values()))))
+        if len(ranked) < 2:
+            return {}
+        first, second = ranked[:2]
+        return {first: "best" if leads(scored[first], scored[second]) else "second", second: "second"}
+
+
+def _value(record: dict[str, Any], dotted: str) -> Any:
+    for key in dotted.split("."):
+        record = record.get(key, {}) if isinstance(record, dict) else {}
+    return record
+
+
+def _is_quick_check(record: dict[str, Any]) -> bool:
+    trainer = record["config"]["trainer"]
+    return any(trainer.get(key) is not None for key in ("limit_train", "limit_evaluation"))
+
+
+def _check_comparable(records: list[dict[str, Any]], column: str) -> None:
+    """Raise InputError where runs of one column differ in something that moves the number by itself."""
+    kept = (
+        "hashes.data",
+        "config.trainer.precision",
+        "config.trainer.evaluation_batch_size",
+        "config.dataset.metric",
+    )
+    for key in kept:
+        found = sorted({repr(_value(record, key)) for record in records})
+        if len(found) > 1:
+            raise InputError(
+                f"table column {column}: runs differ in {key} ({', '.join(found)}) and cannot share a table; "
+                f"choose with --where {key}=..."
+            )
+
+
+def build_tables(
+    spec: TableSpec, records: list[dict[str, Any]], published: list[Published], protocol: str
+) -> list[Table]:
+    """Return one table for each model that has runs or published rows of this suite.
+
+    Runs on limited data (quick checks) are left out and counted. Raises InputError where runs of one
+    column are not comparable.
+    """
+    of_suite = [
+        record
+        for record in records
+        if record["names"]["suite"] == spec.suite
+        and record["names"]["task"] in spec.columns
+        and all(str(_value(record, key)) == str(value) for key, value in spec.where.items())
+    ]
+    chosen = [value for value in published if value.suite == spec.suite and value.source in spec.published]
+    models = sorted({record["names"]["model_label"] for record in of_suite})
+    tables = []
+    for model in [*models, *sorted({value.model for value in chosen} - set(models))]:
+        of_model = [record for record in of_suite if record["names"]["model_label"] == model]
+        counted = [record for record in of_model if not _is_quick_check(record)]
+        for task in spec.columns:
+            _check_comparable([record for record in counted if record["names"]["task"] == task], f"{model}, {task}")
+        rows = _rows(spec, counted, protocol)
+        beside = _published_rows(spec, [value for value in chosen if value.model == model])
+        if not (rows or beside):
+            continue
+        sources = {value.source: (value.citation, value.protocol) for value in chosen if value.model == model}
+        tables.append(Table(spec, model, protocol, rows, beside, sources, len(of_model) - len(counted)))
+    return tables
+
+
+def _rows(spec: TableSpec, records: list[dict[str, Any]], protocol: str) -> list[Row]:
+    """Group records into rows, in the order of spec.rows."""
+    groups: dict[tuple[str, str], dict[str, dict[str, list[dict[str, Any]]]]] = {}
+    for record in records:
+        key = (record["names"]["method"], variant_of(record))
+        by_config = groups.setdefault(key, {}).setdefault(record["names"]["task"], {})
+        by_config.setdefault(record["hashes"]["config"], []).append(record)
+    rank = {method: index for index, method in enumerate(spec.rows)}
+    rows = []
+    for method, variant in sorted(groups, key=lambda key: (rank.get(key[0], len(rank)), key)):
+        by_task = groups[method, variant]
+        for index in range(max(len(configs) for configs in by_task.values())):
+            # one override text can stand for several configs once a default has changed: each gets a row
+            chosen = {task: sorted(configs.items())[index] for task, configs in by_task.items() if index < len(configs)}
+            label = next(iter(chosen.values()))[1][0]["names"]["method_label"]
+            if variant:
+                label += f" ({variant})"
+            if max(len(configs) for configs in by_task.values()) > 1:
+                label += f" [{'/'.join(sorted({config[:6] for config, _ in chosen.values()}))}]"
+            rows.append(Row(method, label, {task: make_cell(runs, protocol) for task, (_, runs) in chosen.items()}))
+    return rows
+
+
+def _published_rows(spec: TableSpec, values: list[Published]) -> list[PublishedRow]:
+    """Group published values into rows, by source and label, in the order of spec.published."""
+    names = {spec.published_tasks.get(task, task): task for task in spec.columns} | {AVERAGE: AVERAGE}
+    rows: dict[tuple[str, str, str, str], list[dict[str, tuple[float, float | None]]]] = {}
+    for value in values:
+        if value.task not in names or value.metric in NOT_THE_COLUMNS_METRIC:
+            continue
+        column = names[value.task]
+        # some tables print two rows under one label: a cell that is taken opens the next row
+        same_name = rows.setdefault((value.source, value.label, value.method, value.params), [{}])
+        if column in same_name[-1]:
+            same_name.append({})
+        same_name[-1][column] = (value.value, value.std)
+    found = [
+        PublishedRow(label, method, params, source, cells)
+        for (source, label, method, params), same_name in rows.items()
+        for cells in same_name
+        if set(cells) & set(spec.columns)
+    ]
+    return sorted(found, key=lambda row: spec.published.index(row.source))

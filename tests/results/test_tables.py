@@ -1,0 +1,247 @@
+"""From records to tables, on records made here."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neat_bench.errors import InputError
+from neat_bench.results.published import load_published
+from neat_bench.results.render import parameter_text, to_csv, to_latex, to_markdown
+from neat_bench.results.statistics import leads, variant_of
+from neat_bench.results.tables import TableSpec, build_tables
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = TableSpec(title="Small", suite="s", columns={"one": "ONE", "two": "TWO"}, rows=["full", "lora", "neat"])
+
+
+def record(method, task, seed, score, overrides=(), config="aaa", **changes):
+    made = {
+        "names": {"suite": "s", "task": task, "model": "m", "model_label": "M", "method": method,
+                  "method_label": method.upper()},
+        "seed": seed, "overrides": [f"method={method}", f"seed={seed}", *overrides], "metric": "accuracy",
+        "results": {"split_validation": {"accuracy": score, "epoch": 1, "step": 1},
+                    "best_dev": {"accuracy": score + 0.05, "epoch": 1, "step": 1}},
+        "parameters": {"trainable": 300_386, "head": 386}, "hashes": {"config": config, "data": "d"},
+        "config": {"trainer": {"precision": "fp32", "evaluation_batch_size": 64, "limit_train": None},
+                   "dataset": {"metric": "accuracy"}},
+        "cost": {"train_seconds": 10.0 + seed, "peak_memory_bytes": (500 + seed) * 2**20},
+        "environment": {"device": "cpu"}, "flags": [],
+    }  # fmt: skip
+    for key, value in changes.items():
+        made[key] = value
+    return made
+
+
+def runs(method, scores, task="one", **options):
+    return [record(method, task, seed, score, **options) for seed, score in enumerate(scores)]
+
+
+def only(records, protocol="split_validation", spec=SPEC):
+    (table,) = build_tables(spec, records, [], protocol)
+    return table
+
+
+def test_a_cell_is_mean_and_deviation_over_seeds():
+    table = only(runs("neat", [0.80, 0.90, 0.85]))
+    cell = table.rows[0].cells["one"]
+    assert cell.mean == pytest.approx(0.85)
+    assert cell.std == pytest.approx(0.05)
+    assert (cell.parameters, cell.seconds, cell.memory) == (300_000, pytest.approx(11.0), 502 * 2**20)
+    assert "| NEAT | 0.3M | 3 | 85.0 ± 5.0 |  |  | 11 | 502 |" in to_markdown(table)
+
+
+def test_one_seed_has_no_deviation_and_wins_nothing():
+    table = only(runs("neat", [0.9]) + runs("lora", [0.5]))
+    assert table.marks("one") == {1: "second", 0: "second"}
+    assert "<u>90.0</u>" in to_markdown(table)
+
+
+def test_rows_follow_the_tables_order_and_others_come_after():
+    table = only(runs("neat", [0.9]) + runs("zebra", [0.9]) + runs("full", [0.9]))
+    assert [row.method for row in table.rows] == ["full", "neat", "zebra"]
+
+
+def test_the_best_is_bold_where_its_lead_is_more_than_noise():
+    clear = only(runs("neat", [0.90, 0.91, 0.92]) + runs("lora", [0.80, 0.81, 0.825]) + runs("full", [0.5, 0.5, 0.5]))
+    assert {clear.rows[i].method: mark for i, mark in clear.marks("one").items()} == {
+        "neat": "best",
+        "lora": "second",
+    }
+    markdown, latex = to_markdown(clear), to_latex(clear)
+    assert "**91.0 ± 1.0**" in markdown
+    assert r"\textbf{91.0 $\pm$ 1.0}" in latex
+    assert r"\underline{81.2 $\pm$ 1.3}" in latex
+    noise = only(runs("neat", [0.90, 0.80, 0.86]) + runs("lora", [0.80, 0.90, 0.85]))
+    assert set(noise.marks("one").values()) == {"second"}
+    assert "**" not in to_markdown(noise)
+
+
+def test_leads_needs_shared_seeds():
+    assert leads({0: 0.9, 1: 0.91}, {0: 0.8, 1: 0.81})
+    assert not leads({0: 0.9, 1: 0.9}, {2: 0.1, 3: 0.1})
+    assert not leads({0: 0.9}, {0: 0.1})
+
+
+def test_the_average_is_of_complete_seeds_only():
+    table = only(runs("neat", [0.8, 0.9]) + runs("neat", [0.6], task="two") + runs("lora", [0.7, 0.8]))
+    neat = next(row for row in table.rows if row.method == "neat")
+    assert neat.average(table.tasks) == {0: pytest.approx(0.7)}
+    lora = next(row for row in table.rows if row.method == "lora")
+    assert lora.average(table.tasks) == {}
+
+
+def test_variants_of_a_method_have_rows_of_their_own():
+    table = only(runs("neat", [0.8]) + runs("neat", [0.9], overrides=["method.rank=4"], config="bbb"))
+    assert [row.label for row in table.rows] == ["NEAT", "NEAT (method.rank=4)"]
+
+
+def test_one_override_text_that_meant_two_configs_is_told_apart():
+    table = only(runs("neat", [0.8], config="aaaaaaa") + runs("neat", [0.9], config="bbbbbbb"))
+    assert [row.label for row in table.rows] == ["NEAT [aaaaaa]", "NEAT [bbbbbb]"]
+
+
+def test_a_variant_is_what_the_command_line_changed():
+    overrides = ["method=neat", "seed=1", "optimizer.lr=0.1", "logger=none", "method.rank=2", "paths.data=/x"]
+    assert variant_of({"overrides": overrides}) == "optimizer.lr=0.1 method.rank=2"
+
+
+def test_runs_that_differ_in_what_moves_a_number_cannot_share_a_column():
+    other = runs("lora", [0.8], hashes={"config": "c", "data": "other"})
+    with pytest.raises(InputError, match=r"column M, one: runs differ in hashes\.data .*--where hashes\.data="):
+        only(runs("neat", [0.8]) + other)
+
+
+def test_where_chooses_among_them():
+    other = runs("lora", [0.8], hashes={"config": "c", "data": "other"})
+    spec = TableSpec(title="T", suite="s", columns={"one": "ONE"}, where={"hashes.data": "other"})
+    assert [row.method for row in only(runs("neat", [0.8]) + other, spec=spec).rows] == ["lora"]
+
+
+def test_quick_checks_are_left_out_and_counted():
+    limited = {
+        "trainer": {"precision": "fp32", "evaluation_batch_size": 64, "limit_train": 64},
+        "dataset": {},
+    }
+    table = only(
+        runs("neat", [0.8]) + runs("lora", [0.9], config="x") + [record("red", "one", 0, 0.1) | {"config": limited}]
+    )
+    assert [row.method for row in table.rows] == ["lora", "neat"]
+    assert "1 runs on limited data" in to_markdown(table)
+
+
+def test_another_protocol_shows_its_own_numbers_and_its_mark():
+    markdown = to_markdown(only(runs("neat", [0.80]), protocol="best_dev"))
+    assert "85.0" in markdown
+    assert "OPTIMISTIC" in markdown
+
+
+def test_flags_are_in_the_footer():
+    assert "FLAG NEAT, ONE: at_chance" in to_markdown(only([record("neat", "one", 0, 0.5, flags=["at_chance"])]))
+
+
+def test_latex_has_booktabs_and_no_raw_special_characters():
+    latex = to_latex(only(runs("neat", [0.8], overrides=["method.targets=[mlp_up]"])))
+    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{table}", r"\end{table}", r"mlp\_up"):
+        assert part in latex
+    body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    assert body.count("&") == 7
+
+
+def test_csv_has_one_line_a_cell():
+    rows = list(csv.DictReader(io.StringIO(to_csv([only(runs("neat", [0.8, 0.9]) + runs("lora", [0.7], task="two"))]))))
+    assert [(row["method"], row["task"], row["mean"], row["seeds"]) for row in rows] == [
+        ("lora", "two", "70.0000", "0"), ("neat", "one", "85.0000", "0 1"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0"), (770, "770"), (18_432, "18.4K"), (294_912, "0.3M"),
+                                             (124_000_000, "124M"), (22_713_216, "22.7M")])  # fmt: skip
+def test_parameter_counts_in_the_published_style(count, text):
+    assert parameter_text(count) == text
+
+
+def test_published_numbers_load_and_stand_beside_the_measured_ones():
+    published = load_published(ROOT / "results" / "published")
+    assert len(published) == 3277
+    assert len({value.source for value in published}) == 32
+    spec = TableSpec(title="G", suite="glue", columns={"rte": "RTE", "stsb": "STS-B"}, published=["red", "lora-t2"])
+    measured = runs("red", [0.78], task="rte")
+    for made in measured:
+        made["names"] |= {"suite": "glue", "model_label": "RoBERTa-base"}
+    tables = {table.model: table for table in build_tables(spec, measured, published, "split_validation")}
+    markdown = to_markdown(tables["RoBERTa-base"])
+    assert "published, not measured here: RED" not in to_markdown(only(runs("neat", [0.8])))
+    assert "protocol: split_validation, 5 seeds" in markdown
+    assert "RTE, MRPC, STS-B start from the MNLI checkpoint" in markdown
+    sources = [row.source for row in tables["RoBERTa-base"].published]
+    assert sources == sorted(sources, key=["red", "lora-t2"].index)
+    full = next(row for row in tables["RoBERTa-base"].published if row.source == "red" and row.method == "red")
+    expected = {(v.task, v.value) for v in published if v.source == "red" and v.method == "red"
+                and v.model == "RoBERTa-base" and v.task in ("rte", "stsb")}  # fmt: skip
+    assert {(task, full.values[task][0]) for task in ("rte", "stsb")} == expected
+
+
+def test_no_published_value_is_lost_by_the_shipped_tables():
+    """Each value of a source that a table shows, for a task it shows, stands in exactly one row."""
+    from omegaconf import OmegaConf
+
+    from neat_bench.config import CONFIGS, build_dataclass
+    from neat_bench.results.tables import NOT_THE_COLUMNS_METRIC
+
+    published = load_published(ROOT / "results" / "published")
+    shown_sources = set()
+    for path in sorted((CONFIGS / "table").glob("*.yaml")):
+        spec = build_dataclass(TableSpec, OmegaConf.to_container(OmegaConf.load(path)), path.stem)
+        shown_sources |= set(spec.published)
+        tasks = {spec.published_tasks.get(task, task) for task in spec.columns}
+        wanted = [v for v in published if v.suite == spec.suite and v.source in spec.published and v.task in tasks
+                  and v.metric not in NOT_THE_COLUMNS_METRIC]  # fmt: skip
+        rows = [row for table in build_tables(spec, [], published, "last") for row in table.published]
+        found = [value for row in rows for task, value in row.values.items() if task in spec.columns]
+        assert sorted((v, s or 0) for v, s in found) == sorted((v.value, v.std or 0) for v in wanted), path.name
+    assert shown_sources == {value.source for value in published}
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("glue,M,neat,N,1M,rte,accuracy,high,,,mine", "line 2: value or std is not a number"),
+    ("glue,M,neat,N,1M,rte,accuracy,80.0,,,nowhere", "'nowhere' has no line in sources.csv"),
+    ("glue,M,neat", "columns expected"),
+])  # fmt: skip
+def test_bad_published_lines_are_named(tmp_path, line, message):
+    (tmp_path / "sources.csv").write_text("source,citation,protocol\nmine,Me,last\n")
+    header = "suite,model,method,label,params,task,metric,value,std,quoted,source"
+    (tmp_path / "more.csv").write_text(f"{header}\n{line}\n")
+    with pytest.raises(InputError, match=message):
+        load_published(tmp_path)
+
+
+def make_tables(*arguments):
+    command = [sys.executable, str(ROOT / "scripts" / "make_tables.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_script_writes_all_three_kinds_and_names_unreadable_records(tmp_path):
+    published = tmp_path / "published"
+    published.mkdir()
+    for name in ("published.csv", "sources.csv"):
+        (published / name).write_bytes((ROOT / "results" / "published" / name).read_bytes())
+    broken = tmp_path / "runs" / "glue" / "rte" / "m" / "neat" / "abc"
+    broken.mkdir(parents=True)
+    (broken / "seed0.json").write_text("{")
+    done = make_tables("--results", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warning: skipped:" in done.stderr
+    assert "seed0.json" in done.stderr
+    for table in ("glue", "commonsense", "math", "vision", "vtab1k"):
+        for ending in (".md", ".tex", ".csv"):
+            assert (tmp_path / "tables" / f"{table}{ending}").stat().st_size > 500
+
+
+def test_the_script_names_an_unknown_table():
+    done = make_tables("--table", "gleu")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: unknown table 'gleu'; did you mean 'glue'?"
