@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--table", help="name of one file in configs/table; all if left out")
     parser.add_argument("--protocol", default="split_validation", choices=PROTOCOLS)
     parser.add_argument(
-        "--where", action="append", default=[], metavar="KEY=VALUE", help="keep runs whose record has this"
+        "--where", action="append", default=[], metavar="KEY=VALUE", help="keep runs that have this"
     )
     parser.add_argument("--print", action="store_true", help="show the markdown as well")
     arguments = parser.parse_args()
@@ -70,9 +70,8 @@ def _write_tables(arguments: argparse.Namespace) -> None:
         if arguments.print:
             print(f"\n{markdown}")
         measured = sum(len(row.cells) for table in tables for row in table.rows)
-        print(
-            f"{target}.md, .tex, .csv: {measured} measured cells, {sum(len(t.published) for t in tables)} published rows"
-        )
+        quoted = sum(len(table.published) for table in tables)
+        print(f"{target}.md, .tex, .csv: {measured} measured cells, {quoted} published rows")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def _published_cells(table: Table, row: PublishedRow) -> list[str]:
 def footer(table: Table) -> list[str]:
     """Return what a reader must know to trust the table, a sentence an item."""
     notes = {
-        "split_validation": "a part of the evaluation split (half, if nothing else is set) selects the epoch, the rest reports it",
+        "split_validation": "a part of the evaluation split (half, unless set) selects the epoch, the rest reports it",
         "best_dev": "OPTIMISTIC: the best epoch on the reported split itself",
         "last": "the last epoch, on the whole evaluation split",
     }
