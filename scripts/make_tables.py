@@ -30,9 +30,7 @@ def main() -> None:
     parser.add_argument("--results", default="results", type=Path, help="folder with runs/ and published/")
     parser.add_argument("--table", help="name of one file in configs/table; all if left out")
     parser.add_argument("--protocol", default="split_validation", choices=PROTOCOLS)
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="KEY=VALUE", help="keep runs that have this"
-    )
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="keep runs that have this")
     parser.add_argument("--print", action="store_true", help="show the markdown as well")
     arguments = parser.parse_args()
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)

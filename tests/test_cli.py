@@ -38,6 +38,7 @@ def one_line_error(found):
     ("method.targets=[nosuch]", "unknown role 'nosuch'; valid: block, key"),
     ("method.targets=[mlp_gate]", "this model has no 'mlp_gate'; it has query, key, value"),
     ("method.layers=7:", "selects none of the model's 6 layers"),
+    ("trainer.precision=fp16 trainer.device=cpu", "trainer.precision=fp16 needs a GPU"),
     ("optimizer.lr=-1", "optimizer.lr is not negative"),
     ("trainer.epochs=0", "trainer.epochs is at least 1"),
     ("trainer.batch_size=-3", "trainer.batch_size is at least 1"),

@@ -143,7 +143,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in reported.items())
         print(f"{config.protocol.name}, epoch {evaluator.history[index].epoch + 1}: {shown}")
         print(f"recorded: {path}")
-    config.logger.finish({"reported": reported, "results": record["results"], "cost": record["cost"]})
+    config.logger.finish(record)
     return record
 
 

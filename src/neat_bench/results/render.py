@@ -13,7 +13,7 @@ MEBI = 2**20
 
 def parameter_text(count: int) -> str:
     """Return a parameter count in the published style: 0.3M, 18.4K, 0."""
-    if count >= 50_000:
+    if count >= 100_000:
         return f"{count / 1e6:.{1 if count < 1e8 else 0}f}M"
     return f"{count / 1e3:.1f}K" if count >= 1000 else str(count)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,11 +97,13 @@ class Table:
         both are "second", so that nobody wins inside the noise.
         """
         scored = {i: scores for i, row in enumerate(self.rows) if (scores := row.scores(column, self.tasks))}
-        ranked = sorted(scored, key=lambda i: -float(np.mean(list(scored[i].values()))))
+        means = {i: float(np.mean(list(scores.values()))) for i, scores in scored.items()}
+        ranked = sorted(means, key=lambda i: -means[i])
         if len(ranked) < 2:
             return {}
         first, second = ranked[:2]
-        return {first: "best" if leads(scored[first], scored[second]) else "second", second: "second"}
+        tied = [i for i in ranked[1:] if math.isclose(means[i], means[second])]
+        return {first: "best" if leads(scored[first], scored[second]) else "second"} | dict.fromkeys(tied, "second")
 
 
 def _value(record: dict[str, Any], dotted: str) -> Any:

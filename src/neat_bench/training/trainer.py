@@ -74,7 +74,12 @@ class Timing:
 
 
 def make_accelerator(settings: TrainerSettings) -> Accelerator:
-    """Return accelerate's view of device, precision and processes; batches are split over processes."""
+    """Return accelerate's view of device, precision and processes; batches are split over processes.
+
+    Raises InputError for a precision that the device does not have.
+    """
+    if settings.precision == "fp16" and (settings.device == "cpu" or not torch.accelerator.is_available()):
+        raise InputError("trainer.precision=fp16 needs a GPU: use bf16 or fp32 on a CPU")
     return Accelerator(
         mixed_precision=PRECISIONS[settings.precision],
         cpu=settings.device == "cpu",
