@@ -185,6 +185,18 @@ def test_published_numbers_load_and_stand_beside_the_measured_ones():
     assert {(task, full.values[task][0]) for task in ("rte", "stsb")} == expected
 
 
+def test_a_published_average_over_other_tasks_is_not_shown():
+    published = load_published(ROOT / "results" / "published")
+    spec = TableSpec(title="G", suite="glue", columns={"rte": "RTE", "qqp": "QQP"}, published=["fourierft-t2", "red"])
+    table = build_tables(spec, [], published, "last")[0]
+    lines = to_markdown(table).splitlines()
+    six_tasks = [line for line in lines if "[fourierft-t2] |" in line]
+    eight_tasks = [line for line in lines if "[red] |" in line]
+    assert len(six_tasks) > 3 < len(eight_tasks)
+    assert all(line.endswith("|  |  |  |") for line in six_tasks)
+    assert all(not line.endswith("|  |  |  |") for line in eight_tasks)
+
+
 def test_no_published_value_is_lost_by_the_shipped_tables():
     """Each value of a source that a table shows, for a task it shows, stands in exactly one row."""
     from omegaconf import OmegaConf

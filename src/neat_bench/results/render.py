@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable
 
-from neat_bench.results.tables import PublishedRow, Row, Table
+from neat_bench.results.tables import AVERAGE, PublishedRow, Row, Table
 
 MEBI = 2**20
 
@@ -50,10 +50,15 @@ def _facts(row: Row) -> tuple[str, str, str]:
 
 
 def _published_cells(table: Table, row: PublishedRow) -> list[str]:
-    """Return the row's values, already in percent as its source prints them."""
+    """Return the row's values, already in percent as its source prints them.
+
+    An average over other tasks than the table's is not shown: it would not be comparable.
+    """
+    complete = set(table.tasks) <= set(row.values)
     texts = []
     for column in table.columns:
-        value, std = row.values.get(column, (None, None))
+        shown = column != AVERAGE or complete
+        value, std = row.values.get(column, (None, None)) if shown else (None, None)
         texts.append("" if value is None else f"{value:.1f}" if std is None else f"{value:.1f} ± {std:.1f}")
     return texts
 
