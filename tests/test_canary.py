@@ -9,7 +9,11 @@ import pytest
 from neat_bench.config import build, compose
 from neat_bench.experiment import run
 
-LOSSES = {"neat": [0.73496, 0.72924, 0.72417, 0.7097], "lora": [0.73496, 0.72924, 0.71867, 0.70338], "full": [0.73496, 0.72924, 0.67198, 0.65435]}
+LOSSES = {
+    "neat": [0.73496, 0.72924, 0.72417, 0.7097],
+    "lora": [0.73496, 0.72924, 0.71867, 0.70338],
+    "full": [0.73496, 0.72924, 0.67198, 0.65435],
+}
 
 
 @pytest.mark.parametrize("method", LOSSES)
