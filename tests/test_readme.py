@@ -63,7 +63,10 @@ def test_every_run_command_runs(command, tiny_folder, glue_files, tmp_path, line
         arguments = [a if not a.startswith("dataset") else "dataset=glue/rte" for a in arguments]
     if "seed=0,1,2" in line and "method=neat,lora,dora" in line:
         arguments = [a if not a.startswith("seed") else "seed=0" for a in arguments]
-    code, out, err = command(*arguments, *small(tiny_folder, tmp_path))
+    overrides = small(tiny_folder, tmp_path)
+    if "vision" in line:  # the packaged backbone itself, at two patches by two
+        overrides = [o for o in overrides if not o.startswith("model.")] + ["dataset.image_size=28"]
+    code, out, err = command(*arguments, *overrides)
     assert code == 0, err
     if "--cfg" in arguments:
         assert "FacebookAI/roberta-base" in out
@@ -80,6 +83,7 @@ def test_every_other_command_is_known_here():
     assert others - {"make test"} == {
         "make demo", "make tables", "python scripts/make_tables.py --table quickstart --print",
         "python scripts/make_tables.py --protocol best_dev",
+        "python scripts/make_tables.py --table packaged_images --print",
     }  # fmt: skip
 
 

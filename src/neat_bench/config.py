@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neat_bench.data.text import TextClassification
+from neat_bench.data.spec import DatasetSpec
 from neat_bench.errors import InputError, nearest
 from neat_bench.evaluation.protocols import Protocol
 from neat_bench.models.pretrained import Pretrained
@@ -63,7 +63,7 @@ class Config:
     """A run, fully described. `method` is a `neat_bench.methods.base.Method`."""
 
     model: Pretrained
-    dataset: TextClassification
+    dataset: DatasetSpec
     method: Any
     optimizer: Optimizer
     scheduler: Schedule
@@ -83,7 +83,7 @@ OUTSIDE_THE_RESULT = ("paths", "launcher", "logger", "rerun", "seed")
 # what a node with a _target_ must be, and what a node without one is
 _TARGETS: dict[str, type] = {
     "model": Pretrained,
-    "dataset": TextClassification,
+    "dataset": DatasetSpec,
     "optimizer": Optimizer,
     "logger": Logger,
 }

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from neat_bench.config import Config, plain
+from neat_bench.data.spec import Data
 from neat_bench.files import check_writable, sha256_of_text
 from neat_bench.results import record as records
 from neat_bench.results.store import record_path, stored, write_record
-from neat_bench.tasks.sequence_classification import SequenceClassification
+from neat_bench.tasks import make_task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from neat_bench.evaluation.evaluator import Evaluator
+    from neat_bench.training.trainer import Trainer
 
 
 def path_of(config: Config) -> Path:
@@ -34,63 +40,102 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         print(f"already recorded: {path} (rerun=true repeats it)")
         return record
     check_writable(path.parent)
-    data = config.dataset.load(Path(config.paths.data), config.trainer.limit_train, config.trainer.limit_evaluation)
-    task = SequenceClassification(data, config.dataset.max_length)
+    limits = config.trainer.limit_train, config.trainer.limit_evaluation
+    data = config.dataset.load(Path(config.paths.data), *limits)
+    task = make_task(config.dataset, data)
 
     import datasets  # the heavy imports come after what is cheap to check
     import torch
 
     from neat_bench.evaluation.evaluator import Evaluator
-    from neat_bench.evaluation.protocols import split_evaluation
     from neat_bench.methods.base import attach
-    from neat_bench.methods.state import save_state, trained_state
+    from neat_bench.methods.state import save_state
     from neat_bench.models.roles import head_names
-    from neat_bench.training.flops import training_flops
     from neat_bench.training.trainer import Trainer, make_accelerator
 
     datasets.disable_progress_bars()
     started = time.perf_counter()
     seeds = config.seeds.filled(config.seed)
     accelerator = make_accelerator(config.trainer)
-    torch.manual_seed(seeds["init"])
-    model, tokenizer, model_origin = config.model.load(task)
-    attach(config.method, model)
-    head = head_names(model)
+    cache = Path(config.paths.cache)
 
-    cache = Path(config.paths.cache) / "tokens"
-    train_rows = task.encode(data.train, tokenizer, cache)
-    evaluation_rows = task.encode(data.evaluation, tokenizer, cache)
+    torch.manual_seed(seeds["init"])
+    model, tokenizer, model_origin = config.model.load(task, cache)
+    attach(config.method, model)
+
+    train_rows = task.encode(data.train, tokenizer, cache / "encoded", training=True)
+    evaluation_rows = task.encode(data.evaluation, tokenizer, cache / "encoded", training=False)
     collate = task.collator(tokenizer)
-    selects = split_evaluation(len(evaluation_rows), config.dataset.selection_items, config.seed)
     evaluator = Evaluator(
         task,
         evaluation_rows,
         collate,
         [config.dataset.metric, *config.dataset.extra_metrics],
-        selects,
+        *_masks(config, data),
         config.protocol.name,
         config.trainer.evaluation_batch_size,
         accelerator,
         config.trainer.save_adapter,
     )
-
-    run_name = f"{config.method.name}-{config.dataset.task}-seed{config.seed}"
-    tags = [config.method.name, config.dataset.suite, config.dataset.task, config.model.name]
-    config.logger.start(run_name, config.dataset.name, tags, plain(config), config.paths.logs)
+    _start_logging(config)
     trainer = Trainer(config.trainer, config.optimizer, config.scheduler, accelerator, config.logger.log)
     torch.manual_seed(seeds["dropout"])
-    trainer.fit(model, task, head, train_rows, collate, seeds["order"], evaluator)
+    trainer.fit(model, task, head_names(model), train_rows, collate, seeds["order"], evaluator)
 
-    memory = records.peak_memory(accelerator.device.type)
-    state = trained_state(model)
+    record = _make_record(config, overrides, data, model, model_origin, trainer, evaluator)
     batch = collate([train_rows[row] for row in range(min(8, len(train_rows)))])
-    batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-    flops_per_token = training_flops(model, task.loss, batch) / batch["input_ids"].numel()
+    record["cost"]["training_flops_estimate"] = trainer.estimate_flops(model, task, batch)
+    record["cost"]["total_seconds"] = time.perf_counter() - started
+    if accelerator.is_main_process:
+        if config.trainer.save_adapter:
+            save_state(path.with_suffix(".adapter"), evaluator.best_state, plain(config))
+        write_record(path, record, evaluator.items())
+        _say(config, evaluator, path)
+    config.logger.finish(record)
+    return record
 
+
+def _masks(config: Config, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Return which evaluation items select under split_validation, and which best_dev and last report on."""
+    from neat_bench.evaluation.protocols import split_evaluation
+
+    if data.selects is not None:
+        return data.selects, ~data.selects
+    selects = split_evaluation(len(data.evaluation), config.dataset.selection_items, config.seed)
+    return selects, np.ones_like(selects)
+
+
+def _start_logging(config: Config) -> None:
+    name = f"{config.method.name}-{config.dataset.task}-seed{config.seed}"
+    tags = [config.method.name, config.dataset.suite, config.dataset.task, config.model.name]
+    config.logger.start(name, config.dataset.name, tags, plain(config), config.paths.logs)
+
+
+def _say(config: Config, evaluator: Evaluator, path: Path) -> None:
     index, reported = evaluator.chosen()
-    predictions = evaluator.predictions[index][0]
-    counted = ~selects if config.protocol.name == "split_validation" else np.ones_like(selects)
-    record = {
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in reported.items())
+    print(f"{config.protocol.name}, epoch {evaluator.history[index].epoch + 1}: {shown}")
+    print(f"recorded: {path}")
+
+
+def _make_record(
+    config: Config,
+    overrides: list[str],
+    data: Data,
+    model: nn.Module,
+    model_origin: dict[str, Any],
+    trainer: Trainer,
+    evaluator: Evaluator,
+) -> dict[str, Any]:
+    """Return the record of a trained model; results/README.md describes the fields."""
+    from neat_bench.models.roles import head_names
+
+    head = head_names(model)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    predictions = evaluator.predictions[evaluator.chosen()[0]][0]
+    counted = evaluator.reported_items()
+    device = trainer.accelerator.device.type
+    return {
         "schema": records.SCHEMA,
         "source": "measured",
         "names": {
@@ -104,7 +149,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         "config": plain(config),
         "overrides": sorted(overrides),
         "seed": config.seed,
-        "seeds": seeds,
+        "seeds": config.seeds.filled(config.seed),
         "hashes": {
             "config": records.config_hash(plain(config)),
             "code": records.code_hash(),
@@ -112,60 +157,25 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         },
         "data": [origin.as_dict() for origin in data.provenance],
         "model": model_origin,
-        "environment": records.environment(accelerator.device.type, accelerator.num_processes),
+        "environment": records.environment(device, trainer.accelerator.num_processes),
         "parameters": {
-            "trainable": sum(value.numel() for value in state.values()),
-            "head": sum(value.numel() for name, value in state.items() if name in head),
+            "trainable": sum(parameter.numel() for parameter in trained.values()),
+            "head": sum(parameter.numel() for name, parameter in trained.items() if name in head),
             "total": sum(parameter.numel() for parameter in model.parameters()),
-            "adapter_bytes": sum(value.numel() * value.element_size() for value in state.values()),
+            "adapter_bytes": sum(parameter.numel() * parameter.element_size() for parameter in trained.values()),
         },
         "metric": config.dataset.metric,
         "protocol": {
             "reported": config.protocol.name,
-            "selection_items": int(selects.sum()),
-            "report_items": int((~selects).sum()),
+            "selection_items": int(evaluator.selects.sum()),
+            "report_items": int((~evaluator.selects).sum()),
         },
         "results": evaluator.results(),
         "history": [vars(scores) for scores in evaluator.history],
         "cost": {
             **trainer.timing.as_dict(),
-            **memory,
+            **records.peak_memory(device),
             "evaluation_seconds": evaluator.seconds,
-            "total_seconds": time.perf_counter() - started,
-            "training_flops_estimate": flops_per_token * trainer.timing.tokens,
         },
         "flags": records.flags(predictions[counted], evaluator.labels[counted], data.classes is not None),
     }
-    if accelerator.is_main_process:
-        if config.trainer.save_adapter:
-            save_state(path.with_suffix(".adapter"), evaluator.best_state, plain(config))
-        write_record(path, record, _items(evaluator, selects))
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in reported.items())
-        print(f"{config.protocol.name}, epoch {evaluator.history[index].epoch + 1}: {shown}")
-        print(f"recorded: {path}")
-    config.logger.finish(record)
-    return record
-
-
-def _items(evaluator: Any, selects: np.ndarray) -> pd.DataFrame:
-    """Return one row for each test item and each evaluation that some protocol chose.
-
-    Columns: step (of the evaluation), id, part ("selection" or "report"), label, prediction, score
-    (probability of the prediction; for regression its value), correct.
-    """
-    tables = []
-    for index, (predictions, scores) in sorted(evaluator.predictions.items()):
-        tables.append(
-            pd.DataFrame(
-                {
-                    "step": evaluator.history[index].step,
-                    "id": np.arange(len(predictions)),
-                    "part": np.where(selects, "selection", "report"),
-                    "label": evaluator.labels,
-                    "prediction": predictions,
-                    "score": scores,
-                    "correct": predictions == evaluator.labels,
-                }
-            )
-        )
-    return pd.concat(tables, ignore_index=True)

@@ -195,7 +195,7 @@ def test_counts_of_published_settings_on_roberta_base():
     for name, expected in (("neat", 294_912), ("lora", 294_912), ("red", 18_432), ("neat_s", 24_576)):
         with torch.device("meta"):
             model = RobertaForSequenceClassification(RobertaConfig(num_labels=2))
-            attach(build(compose([f"method={name}"])).method, model)
+            attach(build(compose([f"method={name}", "dataset=glue/sst2"])).method, model)
         head = head_names(model)
         assert sum(v.numel() for k, v in model.named_parameters() if v.requires_grad and k not in head) == expected
 

@@ -27,7 +27,7 @@ def record(method, task, seed, score, overrides=(), config="aaa", **changes):
                     "best_dev": {"accuracy": score + 0.05, "epoch": 1, "step": 1}},
         "parameters": {"trainable": 300_386, "head": 386}, "hashes": {"config": config, "data": "d"},
         "config": {"trainer": {"precision": "fp32", "evaluation_batch_size": 64, "limit_train": None},
-                   "dataset": {"metric": "accuracy"}},
+                   "dataset": {"evaluation_split": "validation"}},
         "cost": {"train_seconds": 10.0 + seed, "peak_memory_bytes": (500 + seed) * 2**20},
         "environment": {"device": "cpu"}, "flags": [],
     }  # fmt: skip
@@ -111,7 +111,7 @@ def test_a_variant_is_what_the_command_line_changed():
 
 def test_runs_that_differ_in_what_moves_a_number_cannot_share_a_column():
     other = runs("lora", [0.8], hashes={"config": "c", "data": "other"})
-    with pytest.raises(InputError, match=r"column M, one: runs differ in hashes\.data .*--where hashes\.data="):
+    with pytest.raises(InputError, match=r"column M, one: runs differ in data \(d, other\).*--where hashes\.data="):
         only(runs("neat", [0.8]) + other)
 
 

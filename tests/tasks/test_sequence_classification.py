@@ -4,14 +4,14 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from neat_bench.data.text import TextData
+from neat_bench.data.spec import Data
 from neat_bench.tasks.sequence_classification import SequenceClassification
 
 ROWS = Dataset.from_dict({"id": [0, 1, 2], "text_a": ["good", "a bad film", "x " * 50], "label": [1, 0, 1]})
 
 
 def task(classes=("no", "yes"), max_length=16):
-    return SequenceClassification(TextData(ROWS, ROWS, list(classes) if classes else None, []), max_length)
+    return SequenceClassification(Data(ROWS, ROWS, list(classes) if classes else None, []), max_length)
 
 
 @pytest.fixture
@@ -20,24 +20,24 @@ def tokenizer(tiny_folder):
 
 
 def test_encoding_truncates_and_is_cached_by_content(tokenizer, tmp_path):
-    encoded = task().encode(ROWS, tokenizer, tmp_path)
+    encoded = task().encode(ROWS, tokenizer, tmp_path, training=True)
     assert encoded["length"][:] == [3, 5, 16]
     assert encoded["labels"][:] == [1, 0, 1]
     files = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert task().encode(ROWS, tokenizer, tmp_path)[:] == encoded[:]
+    assert task().encode(ROWS, tokenizer, tmp_path, training=True)[:] == encoded[:]
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
-    task(max_length=8).encode(ROWS, tokenizer, tmp_path)
+    task(max_length=8).encode(ROWS, tokenizer, tmp_path, training=True)
     assert len(list(tmp_path.iterdir())) == len(files) + 1
 
 
 def test_pairs_are_encoded_with_segments(tokenizer, tmp_path):
     pairs = ROWS.add_column("text_b", ["fine", "poor", "great"])
-    encoded = task().encode(pairs, tokenizer, tmp_path)
+    encoded = task().encode(pairs, tokenizer, tmp_path, training=True)
     assert encoded[0]["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
 def test_batches_are_padded_to_their_longest_row(tokenizer, tmp_path):
-    encoded = task().encode(ROWS, tokenizer, tmp_path)
+    encoded = task().encode(ROWS, tokenizer, tmp_path, training=True)
     batch = task().collator(tokenizer)([encoded[0], encoded[1]])
     assert batch["input_ids"].shape == (2, 5)
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -38,13 +39,19 @@ class Evaluator:
         collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
         metrics: list[str],
         selects: np.ndarray,
+        counts: np.ndarray,
         protocol: str,
         batch_size: int,
         accelerator: Accelerator,
         keep_state: bool,
     ) -> None:
-        """Prepare to evaluate `rows`; `metrics[0]` selects, `selects` masks the items that may."""
-        self.task, self.metrics, self.selects, self.protocol = task, metrics, selects, protocol
+        """Prepare to evaluate `rows`; `metrics[0]` selects.
+
+        Masks over the items: `selects` those that select under split_validation (the others report), `counts`
+        those that best_dev and last report on.
+        """
+        self.task, self.metrics, self.protocol = task, metrics, protocol
+        self.selects, self.counts = selects, counts
         self.accelerator, self.keep_state = accelerator, keep_state
         self.functions = {name: load_metric(name) for name in metrics}
         self.labels = np.asarray(rows["labels"])
@@ -78,13 +85,13 @@ class Evaluator:
         return {name: score(predictions[items], self.labels[items]) for name, score in self.functions.items()}
 
     def __call__(self, model: nn.Module, epoch: int, step: int, train_loss: float) -> tuple[dict[str, float], float]:
-        """Evaluate; return the metrics on the whole split and the score that early stopping watches.
+        """Evaluate; return the metrics that best_dev and last report and the score that early stopping watches.
 
         Under split_validation that score is the selecting part's, so the reporting part stays unseen.
         """
         started = time.perf_counter()
         predictions, scores = self.predict(model)
-        parts = (np.ones_like(self.selects), self.selects, ~self.selects)
+        parts = (self.counts, self.selects, ~self.selects)
         whole, selection, report = (self._score(predictions, items) for items in parts)
         self.history.append(Scores(step, epoch, train_loss, whole, selection, report))
         self.predictions[len(self.history) - 1] = (predictions, scores)
@@ -99,6 +106,30 @@ class Evaluator:
     def chosen(self) -> tuple[int, dict[str, float]]:
         """Return the evaluation that the reported protocol chooses, and its metrics."""
         return apply_protocols(self.history, self.metrics[0])[self.protocol]
+
+    def reported_items(self) -> np.ndarray:
+        """Return the mask of the items that the reported protocol counts."""
+        return ~self.selects if self.protocol == "split_validation" else self.counts
+
+    def items(self) -> pd.DataFrame:
+        """Return one row for each item and each evaluation that some protocol chose.
+
+        Columns: step (of the evaluation), id, part ("selection" or "report"), label, prediction, score
+        (probability of the prediction; for regression its value), correct.
+        """
+        tables = []
+        for index, (predictions, scores) in sorted(self.predictions.items()):
+            columns = {
+                "step": self.history[index].step,
+                "id": np.arange(len(predictions)),
+                "part": np.where(self.selects, "selection", "report"),
+                "label": self.labels,
+                "prediction": predictions,
+                "score": scores,
+                "correct": predictions == self.labels,
+            }
+            tables.append(pd.DataFrame(columns))
+        return pd.concat(tables, ignore_index=True)
 
     def results(self) -> dict[str, dict[str, float]]:
         """Return for each protocol the epoch and step it chooses and the metrics it reports."""

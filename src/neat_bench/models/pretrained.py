@@ -18,12 +18,14 @@ POOLINGS = ("native", "mean")
 
 
 class NeedsHead(Protocol):
-    """What loading must know of a task: transformers' auto class and the head's number of outputs."""
+    """What loading must know of a task: transformers' auto class, the head's outputs, whether it needs a tokenizer."""
 
     @property
     def auto_class(self) -> str: ...  # noqa: D102
     @property
     def outputs(self) -> int: ...  # noqa: D102
+    @property
+    def reads_text(self) -> bool: ...  # noqa: D102
 
 
 @dataclass
@@ -58,8 +60,8 @@ class Pretrained:
         if not (self.hub_id or self.path or self.packaged):
             raise InputError("model needs one of hub_id, path or packaged")
 
-    def locate(self) -> tuple[str, dict[str, Any]]:
-        """Return what from_pretrained reads, and what the record says about it.
+    def locate(self, cache: Path) -> tuple[str, dict[str, Any]]:
+        """Return what from_pretrained reads, and what the record says about it; `cache` is for conversions.
 
         Raises InputError if the package or folder is missing or the hub cannot be reached.
         """
@@ -78,12 +80,12 @@ class Pretrained:
         self.revision = resolve_revision(self.hub_id, "model", self.revision, cure)
         return self.hub_id, {"origin": "hub", "hub_id": self.hub_id, "revision": self.revision}
 
-    def load(self, task: NeedsHead) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any]]:
-        """Return the model with the task's head in float32, its tokenizer, and its provenance.
+    def load(self, task: NeedsHead, cache: Path) -> tuple[nn.Module, PreTrainedTokenizerBase | None, dict[str, Any]]:
+        """Return the model with the task's head in float32, its tokenizer (text only), and its provenance.
 
         The head is drawn from torch's global generator: seed it first.
         """
-        where, origin = self.locate()
+        where, origin = self.locate(cache)
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
@@ -91,7 +93,9 @@ class Pretrained:
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
         weights = options | {"use_safetensors": True, "dtype": "float32"}
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+            tokenizer = None
+            if task.reads_text:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
             if self.pooling == "mean":
                 from neat_bench.models.pooling import MeanPooledClassifier
 

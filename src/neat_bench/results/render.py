@@ -83,7 +83,9 @@ def footer(table: Table) -> list[str]:
             "evaluation apart. Memory: peak."
         )
         devices = sorted({device for row in table.rows for cell in row.cells.values() for device in cell.devices})
-        lines.append(f"Measured on {'; '.join(devices)}.")
+        conditions = sorted({c for row in table.rows for cell in row.cells.values() for c in cell.conditions})
+        conditions = [condition for condition in conditions if not condition.startswith("metric")]
+        lines.append(f"Conditions: {'; '.join(conditions)}. Measured on {'; '.join(devices)}.")
         for row in table.rows:
             for task, cell in row.cells.items():
                 if cell.flags:

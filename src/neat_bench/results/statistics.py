@@ -46,6 +46,7 @@ class Cell:
     memory: int  # largest peak, bytes
     devices: frozenset[str]
     flags: frozenset[str]
+    conditions: frozenset[str]  # what else moves a number, for the footer
 
     @property
     def mean(self) -> float:
@@ -56,6 +57,19 @@ class Cell:
     def std(self) -> float | None:
         """Sample standard deviation over seeds, None for a single one."""
         return float(np.std(list(self.scores.values()), ddof=1)) if len(self.scores) > 1 else None
+
+
+def conditions(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what moves a number by itself, so that runs which differ in it cannot share a column."""
+    trainer, dataset = record["config"]["trainer"], record["config"]["dataset"]
+    found = {
+        "metric": record["metric"],
+        "evaluation split": dataset.get("test_split") or dataset["evaluation_split"],
+        "precision": trainer["precision"],
+        "evaluation batch": trainer["evaluation_batch_size"],
+        "image normalisation": dataset.get("normalization"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def make_cell(records: list[dict[str, Any]], protocol: str) -> Cell:
@@ -69,6 +83,7 @@ def make_cell(records: list[dict[str, Any]], protocol: str) -> Cell:
         max(record["cost"]["peak_memory_bytes"] for record in records),
         frozenset(record["environment"]["device"] for record in records),
         frozenset(flag for record in records for flag in record["flags"]),
+        frozenset(f"{name} {value}" for record in records for name, value in conditions(record).items()),
     )
 
 

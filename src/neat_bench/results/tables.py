@@ -10,7 +10,7 @@ import numpy as np
 
 from neat_bench.errors import InputError
 from neat_bench.results.published import Published
-from neat_bench.results.statistics import Cell, leads, make_cell, variant_of
+from neat_bench.results.statistics import Cell, conditions, leads, make_cell, variant_of
 
 AVERAGE = "average"
 # printed beside a task's own metric by some sources
@@ -119,18 +119,13 @@ def _is_quick_check(record: dict[str, Any]) -> bool:
 
 def _check_comparable(records: list[dict[str, Any]], column: str) -> None:
     """Raise InputError where runs of one column differ in something that moves the number by itself."""
-    kept = (
-        "hashes.data",
-        "config.trainer.precision",
-        "config.trainer.evaluation_batch_size",
-        "config.dataset.metric",
-    )
-    for key in kept:
-        found = sorted({repr(_value(record, key)) for record in records})
+    described = [{"data": record["hashes"]["data"]} | conditions(record) for record in records]
+    for name in sorted(set().union(*described)):
+        found = sorted({str(each.get(name)) for each in described})
         if len(found) > 1:
             raise InputError(
-                f"table column {column}: runs differ in {key} ({', '.join(found)}) and cannot share a table; "
-                f"choose with --where {key}=..."
+                f"table column {column}: runs differ in {name} ({', '.join(found)}) and cannot share a table; "
+                "choose with --where, such as --where hashes.data=... or --where config.trainer.precision=fp32"
             )
 
 

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from neat_bench.data.text import TextData
+from neat_bench.data.spec import Data
 from neat_bench.files import sha256_of_text
+from neat_bench.tasks.classification import ClassificationTask
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class SequenceClassification:
+class SequenceClassification(ClassificationTask):
     """A head with one logit a class (or one output for regression) on a sequence encoder.
 
     The head, and with it the pooling, is transformers' own for the architecture
@@ -28,17 +26,13 @@ class SequenceClassification:
     pooler for BERT. The loss is cross-entropy, or mean squared error for regression.
     """
 
-    data: TextData
+    data: Data
     max_length: int
 
     auto_class = "AutoModelForSequenceClassification"
+    reads_text = True
 
-    @property
-    def outputs(self) -> int:
-        """Number of outputs of the head."""
-        return 1 if self.data.classes is None else len(self.data.classes)
-
-    def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, cache: Path) -> Dataset:
+    def encode(self, rows: Dataset, tokenizer: Any, cache: Path, training: bool) -> Dataset:
         """Return the rows with `input_ids` (and the tokenizer's other columns), `labels` and `length`.
 
         Tokenised once: the result is kept under `cache` by the content of rows and tokenizer.
@@ -64,7 +58,7 @@ class SequenceClassification:
             desc=None,
         )
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Return a function from rows to a batch of tensors padded to the longest row in it."""
         from transformers import DataCollatorWithPadding
 
@@ -79,23 +73,3 @@ class SequenceClassification:
         """Return the outputs of the head, batch x `outputs`."""
         inputs = {name: value for name, value in batch.items() if name not in ("id", "labels")}
         return model(**inputs).logits
-
-    def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the mean loss over the batch."""
-        import torch.nn.functional as F
-
-        logits = self.logits(model, batch).float()
-        if self.data.classes is None:
-            return F.mse_loss(logits.squeeze(-1), batch["labels"].float())
-        return F.cross_entropy(logits, batch["labels"])
-
-    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return each item's prediction (class index, or value) and its score.
-
-        The score is the probability of the predicted class; for regression it is the value itself.
-        """
-        if self.data.classes is None:
-            return logits[:, 0], logits[:, 0]
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-        return logits.argmax(axis=1), probabilities.max(axis=1)

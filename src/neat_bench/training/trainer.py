@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from neat_bench.errors import InputError
 from neat_bench.training.batches import LengthBucketedBatches
+from neat_bench.training.flops import training_flops
 from neat_bench.training.optimizers import Optimizer
 from neat_bench.training.schedules import Schedule
 from neat_bench.training.settings import PRECISIONS, TrainerSettings
@@ -154,6 +155,12 @@ class Trainer:
                     if at_end or (settings.patience is not None and waited >= settings.patience):
                         progress.close()
                         return
+
+    def estimate_flops(self, model: nn.Module, task: Loss, batch: dict[str, Tensor]) -> float:
+        """Return the operations of the whole training, from those of one batch by its tokens (or images)."""
+        batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+        size = batch["input_ids"].numel() if "input_ids" in batch else len(batch["labels"])
+        return training_flops(model, task.loss, batch) / size * (self.timing.tokens or self.timing.items)
 
     def _optimizer_steps(self, loader: DataLoader, sampler: LengthBucketedBatches) -> Iterator[list[dict[str, Tensor]]]:
         """Yield the micro-batches of each optimizer step of one epoch."""

@@ -1,0 +1,70 @@
+"""Image classification data: encoded images in a column, with a label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from neat_bench.data.spec import DatasetSpec
+from neat_bench.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# per-channel mean and standard deviation of pixels in [0, 1]
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+AUGMENTATIONS = ("none", "crop_flip")
+RESIZES = ("crop", "squash")
+
+
+@dataclass(kw_only=True)
+class ImageClassification(DatasetSpec):
+    """Images (encoded bytes, or the hub's image struct of bytes and path) with a class.
+
+    image_size: pixels of the square the model sees. resize: crop (shorter side, then the centre) or squash
+    (both sides, as VTAB-1k does). augmentation: in training, none or crop_flip (random resized crop and
+    horizontal flip). normalization: imagenet or half, the statistics the model was pretrained with; it
+    changes the number and is in the record.
+    """
+
+    image: str = "image"
+    image_size: int = 224
+    resize: str = "crop"
+    augmentation: str = "none"
+    normalization: str = "imagenet"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, valid in (
+            ("normalization", NORMALIZATIONS),
+            ("augmentation", AUGMENTATIONS),
+            ("resize", RESIZES),
+        ):
+            if getattr(self, name) not in valid:
+                raise InputError(f"unknown dataset.{name} '{getattr(self, name)}'{nearest(getattr(self, name), valid)}")
+        if self.classes is None:
+            raise InputError("dataset.classes of an image data set names its classes")
+        if self.image_size < 8:
+            raise InputError(f"dataset.image_size is at least 8 pixels, not {self.image_size}")
+
+    def input_columns(self) -> list[str]:
+        """Return the image column."""
+        return [self.image]
+
+    def inputs(self, rows: Dataset, split: str) -> dict[str, list]:
+        """Return `image` (encoded bytes) and `where` (for messages); raises InputError for rows without bytes."""
+        from datasets import Image
+
+        if isinstance(rows.features[self.image], Image):
+            rows = rows.cast_column(self.image, Image(decode=False))
+        images, where = [], []
+        for row, value in enumerate(rows[self.image]):
+            encoded = value.get("bytes") if isinstance(value, dict) else value
+            if not isinstance(encoded, bytes):
+                raise InputError(f"{self.name}, split {split}, row {row}: {self.image} holds no image bytes")
+            images.append(encoded)
+            where.append(f"{self.name}, split {split}, row {row}")
+        return {"image": images, "where": where}
