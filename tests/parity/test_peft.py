@@ -1,13 +1,12 @@
 """NEAT, LoRA and DoRA against Hugging Face peft: outputs, gradients of every adapter parameter, counts."""
 
+import peft
 import pytest
 import torch
 
 from conftest import logits_of
 from neat_bench.config import build, compose
 from neat_bench.methods.base import attach
-
-peft = pytest.importorskip("peft")
 
 
 def compare(make_model, ours_overrides, theirs_config, names):

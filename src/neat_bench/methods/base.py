@@ -191,8 +191,6 @@ class Method:
 
     starts_at_pretrained: ClassVar[bool] = True
     """Whether step 0 leaves every output as it was."""
-    mergeable: ClassVar[bool] = True
-    """Whether `merge` folds all of it into the model's weights."""
 
     def __post_init__(self) -> None:
         for role in self.targets:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +61,6 @@ class RED(MapMethod):
 
     train_scale: bool = True
     train_bias: bool = True
-
-    mergeable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable
 
+from neat_bench.results.statistics import spread
 from neat_bench.results.tables import AVERAGE, PublishedRow, Row, Table
 
 MEBI = 2**20
@@ -23,12 +24,6 @@ def score_text(scores: Iterable[float], std: float | None) -> str:
     values = list(scores)
     mean = f"{100 * sum(values) / len(values):.1f}"
     return mean if std is None else f"{mean} ± {100 * std:.1f}"
-
-
-def _spread(scores: dict[int, float]) -> float | None:
-    import numpy as np
-
-    return float(np.std(list(scores.values()), ddof=1)) if len(scores) > 1 else None
 
 
 def _headings(table: Table) -> list[str]:
@@ -112,7 +107,7 @@ def to_markdown(table: Table) -> str:
         cells = []
         for column in table.columns:
             scores = row.scores(column, table.tasks)
-            text = score_text(scores.values(), _spread(scores)) if scores else ""
+            text = score_text(scores.values(), spread(scores)) if scores else ""
             text = {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(marks[column].get(index, ""), text)
             cells.append(text)
         parameters, seconds, memory = _facts(row)
@@ -157,7 +152,7 @@ def to_latex(table: Table) -> str:
         cells = []
         for column in table.columns:
             scores = row.scores(column, table.tasks)
-            text = _escape_latex(score_text(scores.values(), _spread(scores))) if scores else ""
+            text = _escape_latex(score_text(scores.values(), spread(scores))) if scores else ""
             wrap = {"best": r"\textbf{%s}", "second": r"\underline{%s}"}.get(marks[column].get(index, ""), "%s")
             cells.append(wrap % text)
         parameters, seconds, memory = _facts(row)
@@ -194,9 +189,9 @@ def to_csv(tables: list[Table]) -> str:
                                  f"{100 * cell.mean:.4f}", std, seeds, cell.parameters, f"{cell.seconds:.2f}",
                                  cell.memory, table.protocol, " ".join(sorted(cell.flags))])  # fmt: skip
         for published in table.published:
-            for task, (value, spread) in published.values.items():
+            for task, (value, deviation) in published.values.items():
                 protocol = table.sources[published.source][1]
                 writer.writerow([published.source, table.model, published.method, published.label, task, "",
-                                 value, "" if spread is None else spread, "", published.params, "", "", protocol,
+                                 value, "" if deviation is None else deviation, "", published.params, "", "", protocol,
                                  ""])  # fmt: skip
     return out.getvalue()

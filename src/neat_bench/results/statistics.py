@@ -35,6 +35,11 @@ def variant_of(record: dict[str, Any]) -> str:
     return " ".join(kept)
 
 
+def spread(scores: dict[int, float]) -> float | None:
+    """Return the sample standard deviation of scores by seed, None for a single one."""
+    return float(np.std(list(scores.values()), ddof=1)) if len(scores) > 1 else None
+
+
 @dataclass(frozen=True)
 class Cell:
     """One method's runs on one task: a score and a cost a seed."""
@@ -56,7 +61,7 @@ class Cell:
     @property
     def std(self) -> float | None:
         """Sample standard deviation over seeds, None for a single one."""
-        return float(np.std(list(self.scores.values()), ddof=1)) if len(self.scores) > 1 else None
+        return spread(self.scores)
 
 
 def conditions(record: dict[str, Any]) -> dict[str, Any]:
