@@ -67,15 +67,18 @@ def test_real_learning_is_seen(tiny_config):
     assert record["flags"] == []
 
 
-@pytest.mark.parametrize(("predictions", "labels", "classification", "expected"), [
-    ([1, 1, 1, 1], [1, 1, 1, 0], True, ["constant_prediction", "at_chance"]),
-    ([1, 0, 0, 0], [1, 1, 1, 0], True, ["at_chance"]),
-    ([1, 1, 0, 0], [1, 1, 0, 0], True, []),
-    ([2.0, 2.0, 2.0, 2.0], [1.0, 2.0, 3.0, 4.0], False, ["constant_prediction"]),
-    ([1.0, float("nan"), 2.0, 3.0], [1.0, 2.0, 3.0, 4.0], False, ["not_finite"]),
+@pytest.mark.parametrize(("predictions", "labels", "options", "expected"), [
+    ([1, 1, 1, 1], [1, 1, 1, 0], 2, ["constant_prediction", "at_chance"]),
+    ([1, 0, 0, 0], [1, 1, 1, 0], 2, ["at_chance"]),
+    ([1, 1, 0, 0], [1, 1, 0, 0], 2, []),
+    (list("abcd"), list("abxy"), 4, []),
+    (list("abcd"), list("axyz"), 4, ["at_chance"]),
+    ([2.0, 2.0, 2.0, 2.0], [1.0, 2.0, 3.0, 4.0], None, ["constant_prediction"]),
+    ([1.0, float("nan"), 2.0, 3.0], [1.0, 2.0, 3.0, 4.0], None, ["not_finite"]),
 ])  # fmt: skip
-def test_collapse_is_flagged(predictions, labels, classification, expected):
-    assert flags(np.array(predictions), np.array(labels), classification) == expected
+def test_collapse_is_flagged(predictions, labels, options, expected):
+    options = None if options is None else np.full(len(labels), options)
+    assert flags(np.array(predictions), np.array(labels), options) == expected
 
 
 def test_regression_reports_correlations(tiny_config, word_files, tmp_path):

@@ -63,15 +63,17 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     model, tokenizer, model_origin = config.model.load(task, cache)
     attach(config.method, model)
 
-    train_rows = task.encode(data.train, tokenizer, cache / "encoded", training=True)
-    evaluation_rows = task.encode(data.evaluation, tokenizer, cache / "encoded", training=False)
-    collate = task.collator(tokenizer)
+    task = task.with_tokenizer(tokenizer)
+    train_rows = task.encode(data.train, cache / "encoded", training=True)
+    evaluation_rows = task.encode(data.evaluation, cache / "encoded", training=False)
+    collate = task.collator(training=True)
     evaluator = Evaluator(
         task,
         evaluation_rows,
-        collate,
+        task.collator(training=False),
         [config.dataset.metric, *config.dataset.extra_metrics],
         *_masks(config, data),
+        data.sets,
         config.protocol.name,
         config.trainer.evaluation_batch_size,
         accelerator,
@@ -115,6 +117,9 @@ def _say(config: Config, evaluator: Evaluator, path: Path) -> None:
     index, reported = evaluator.chosen()
     shown = "  ".join(f"{name} {value:.4f}" for name, value in reported.items())
     print(f"{config.protocol.name}, epoch {evaluator.history[index].epoch + 1}: {shown}")
+    for name, results in evaluator.results_by_set().items():
+        if name in (each for each, *_ in evaluator.reported()):
+            print(f"  {name}: {results[config.protocol.name][config.dataset.metric]:.4f}")
     print(f"recorded: {path}")
 
 
@@ -132,8 +137,6 @@ def _make_record(
 
     head = head_names(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    predictions = evaluator.predictions[evaluator.chosen()[0]][0]
-    counted = evaluator.reported_items()
     device = trainer.accelerator.device.type
     return {
         "schema": records.SCHEMA,
@@ -171,11 +174,17 @@ def _make_record(
             "report_items": int((~evaluator.selects).sum()),
         },
         "results": evaluator.results(),
+        "results_by_set": evaluator.results_by_set(),
+        "contamination": data.contamination,
         "history": [vars(scores) for scores in evaluator.history],
         "cost": {
             **trainer.timing.as_dict(),
             **records.peak_memory(device),
             "evaluation_seconds": evaluator.seconds,
         },
-        "flags": records.flags(predictions[counted], evaluator.labels[counted], data.classes is not None),
+        "flags": [
+            f"{name}: {flag}" if name else flag
+            for name, predictions in evaluator.reported()
+            for flag in records.flags(predictions.prediction, predictions.label, predictions.options)
+        ],
     }

@@ -33,6 +33,27 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             beside.unlink(missing_ok=True)
 
 
+def write_folder_whole(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a folder beside `folder`, then rename it, unless another process was faster.
+
+    Raises InputError where it cannot be written (read-only, full).
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+            inside = Path(beside) / "whole"
+            inside.mkdir()
+            write(inside)
+            if not folder.is_dir():
+                os.rename(inside, folder)
+    except OSError as error:
+        if not folder.is_dir():
+            raise InputError(
+                f"cannot write {folder}: {error.strerror or error}; free some space or set paths.cache to a "
+                "folder that can be written"
+            ) from error
+
+
 def check_writable(folder: Path) -> None:
     """Raise InputError now, rather than after hours of training, if `folder` cannot take a file."""
     probe = folder / ".writable"

@@ -52,8 +52,8 @@ def test_the_validation_split_selects_and_the_test_split_reports(tmp_path):
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_batches_hold_normalised_pixels(tmp_path, normalization):
     task, data = task_of(write(tmp_path, COLOURS, normalization=normalization), tmp_path)
-    rows = task.encode(data.train, None, tmp_path / "cache", training=True)
-    batch = task.collator(None)([rows[0], rows[1]])
+    rows = task.encode(data.train, tmp_path / "cache", training=True)
+    batch = task.collator(training=True)([rows[0], rows[1]])
     mean, std = (np.array(values) for values in NORMALIZATIONS[normalization])
     assert batch["pixel_values"].shape == (2, 3, 16, 16)
     np.testing.assert_allclose(batch["pixel_values"][0, :, 5, 5], (0 - mean) / std, rtol=1e-5)
@@ -82,9 +82,9 @@ def test_augmentation_is_of_training_images_only_and_follows_the_seed(tmp_path):
     out = io.BytesIO()
     Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(out, format="PNG")
     task, data = task_of(write(tmp_path, [*images, out.getvalue()], augmentation="crop_flip"), tmp_path)
-    training = task.encode(data.train, None, tmp_path / "cache", training=True)
-    fixed = task.encode(data.evaluation, None, tmp_path / "cache", training=False)
-    collate = task.collator(None)
+    training = task.encode(data.train, tmp_path / "cache", training=True)
+    fixed = task.encode(data.evaluation, tmp_path / "cache", training=False)
+    collate = task.collator(training=True)
 
     def batch(rows, seed):
         torch.manual_seed(seed)
@@ -97,9 +97,9 @@ def test_augmentation_is_of_training_images_only_and_follows_the_seed(tmp_path):
 
 def test_resized_images_are_cached_by_content(tmp_path):
     task, data = task_of(write(tmp_path, COLOURS), tmp_path)
-    task.encode(data.train, None, tmp_path / "cache", training=True)
+    task.encode(data.train, tmp_path / "cache", training=True)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    task.encode(data.train, None, tmp_path / "cache", training=False)
+    task.encode(data.train, tmp_path / "cache", training=False)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == files
 
 
@@ -108,7 +108,7 @@ def test_an_image_that_does_not_decode_is_named_with_its_row(tmp_path):
         broken = [*COLOURS[:2], COLOURS[2][:40], COLOURS[3]]
         task, data = task_of(write(tmp_path, broken, augmentation=augmentation), tmp_path)
         with pytest.raises(InputError, match="own/colours, split train, row 2: the image does not decode"):
-            task.collator(None)([*task.encode(data.train, None, tmp_path / "cache", training=True)])
+            task.collator(training=True)([*task.encode(data.train, tmp_path / "cache", training=True)])
 
 
 def test_a_column_without_image_bytes_is_named(tmp_path):
@@ -122,7 +122,7 @@ def test_a_column_without_image_bytes_is_named(tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     ({"normalization": "imagnet"}, "did you mean 'imagenet'"), ({"resize": "squish"}, "did you mean 'squash'"),
     ({"augmentation": "flip"}, "dataset.augmentation 'flip'"), ({"image_size": 4}, "at least 8"),
-    ({"classes": None}, "names its classes"),
+    ({"classes": None}, "names\) or dataset.num_classes"),
 ])  # fmt: skip
 def test_bad_descriptions_are_named(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
@@ -195,5 +195,5 @@ def test_real_photographs_load_under_their_configs(name, tmp_path):
     assert (len(data.train), len(data.evaluation)) == (40, 80)
     assert spec.classes == json.loads((folder / "classes.json").read_text())
     task = make_task(spec, data)
-    rows = task.encode(data.evaluation.select(range(4)), None, tmp_path, training=False)
-    assert task.collator(None)([*rows])["pixel_values"].shape == (4, 3, 224, 224)
+    rows = task.encode(data.evaluation.select(range(4)), tmp_path, training=False)
+    assert task.collator(training=True)([*rows])["pixel_values"].shape == (4, 3, 224, 224)

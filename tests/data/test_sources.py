@@ -101,7 +101,7 @@ def test_bad_rows_are_named(tmp_path, frame, options, message):
 def test_bad_files_are_named(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
     for name, message in (("broken.parquet", "cannot be read as parquet"), ("none.csv", "does not exist"),
-                          ("data.json", "ends in .parquet or .csv")):  # fmt: skip
+                          ("data.txt", "ends in .parquet, .csv, .json")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             dataset(files={"train": str(tmp_path / name)}).load(tmp_path, None, None)
     with pytest.raises(InputError, match="has no entry 'validation'"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from neat_bench.data.spec import DatasetSpec
+from neat_bench.data.spec import LabelledSpec
 from neat_bench.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -15,22 +15,24 @@ if TYPE_CHECKING:
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "lite": ((127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)),  # EfficientNet-Lite's
 }
 AUGMENTATIONS = ("none", "crop_flip")
 RESIZES = ("crop", "squash")
 
 
 @dataclass(kw_only=True)
-class ImageClassification(DatasetSpec):
+class ImageClassification(LabelledSpec):
     """Images (encoded bytes, or the hub's image struct of bytes and path) with a class.
 
-    image_size: pixels of the square the model sees. resize: crop (shorter side, then the centre) or squash
+    num_classes: how many classes there are, where `classes` does not name them. image_size: pixels of the square the model sees. resize: crop (shorter side, then the centre) or squash
     (both sides, as VTAB-1k does). augmentation: in training, none or crop_flip (random resized crop and
-    horizontal flip). normalization: imagenet or half, the statistics the model was pretrained with; it
-    changes the number and is in the record.
+    horizontal flip). normalization: imagenet, half or lite, the statistics the model was pretrained
+    with; it changes the number and is in the record.
     """
 
     image: str = "image"
+    num_classes: int | None = None
     image_size: int = 224
     resize: str = "crop"
     augmentation: str = "none"
@@ -45,10 +47,16 @@ class ImageClassification(DatasetSpec):
         ):
             if getattr(self, name) not in valid:
                 raise InputError(f"unknown dataset.{name} '{getattr(self, name)}'{nearest(getattr(self, name), valid)}")
-        if self.classes is None:
-            raise InputError("dataset.classes of an image data set names its classes")
+        if (self.classes is None) == (self.num_classes is None):
+            raise InputError("an image data set has either dataset.classes (names) or dataset.num_classes")
+        if self.num_classes is not None and self.num_classes < 2:
+            raise InputError(f"dataset.num_classes is at least 2, not {self.num_classes}")
         if self.image_size < 8:
             raise InputError(f"dataset.image_size is at least 8 pixels, not {self.image_size}")
+
+    def class_names(self) -> list[str] | None:
+        """Return the names, or the numbers where the classes have none."""
+        return self.classes if self.num_classes is None else [str(index) for index in range(self.num_classes)]
 
     def input_columns(self) -> list[str]:
         """Return the image column."""

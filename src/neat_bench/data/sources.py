@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class HubSource:
-    """A data set on the hub: repository (or a local folder of its layout), configuration, commit."""
+    """A data set on the hub: repository (or a local folder of its layout), configuration, commit.
+
+    rename: its column -> our column, where they differ.
+    """
 
     repo: str
     config: str | None = None
     revision: str | None = None
+    rename: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,20 +54,24 @@ def sha256_of_rows(rows: Dataset) -> str:
 
 
 def _read_file(path: Path) -> Dataset:
-    """Read a parquet or CSV file whole; raises InputError when it is missing or is neither."""
+    """Read a parquet, CSV or JSON (a list of objects) file whole; raises InputError when it is missing or is none."""
     import pyarrow
     import pyarrow.csv
     import pyarrow.parquet
     from datasets import Dataset
 
-    readers = {".parquet": pyarrow.parquet.read_table, ".csv": pyarrow.csv.read_csv}
+    readers = {
+        ".parquet": pyarrow.parquet.read_table,
+        ".csv": pyarrow.csv.read_csv,
+        ".json": lambda file: pyarrow.Table.from_pylist(json.loads(file.read_text())),
+    }
     if path.suffix not in readers:
-        raise InputError(f"{path}: a data file ends in .parquet or .csv")
+        raise InputError(f"{path}: a data file ends in {', '.join(readers)}")
     if not path.is_file():
         raise InputError(f"{path} does not exist: correct the path in the data set's `files`")
     try:
         return Dataset(readers[path.suffix](path))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
 
 
@@ -76,6 +85,7 @@ def _read_hub(source: HubSource, split: str, offline_cure: str) -> tuple[Dataset
 
     try:
         rows = load_dataset(source.repo, source.config, split=split, revision=revision)
+        rows = rows.rename_columns(source.rename or {})
     except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot load split {split} of {source.repo}: {reason}; {offline_cure}") from None
@@ -87,19 +97,19 @@ def read_split(
 ) -> tuple[Dataset, Provenance]:
     """Return the rows of one split of the data set `name` ("suite/task"), and where they came from.
 
-    Looked up in this order: `files[split]`, `<data_root>/<suite>/<task>/<split>.parquet`, the hub.
+    Looked up in this order: `files[split]`, `<data_root>/<suite>/<task>/<split>.parquet` (or .json), the hub.
     Raises InputError naming both ways where there is neither file nor hub.
     """
-    if files is not None:
-        if split not in files:
-            raise InputError(f"dataset.files of {name} has no entry '{split}': give a parquet or CSV file for it")
+    if files is not None and split in files:
         path = Path(files[split]).expanduser()
         rows = _read_file(path)
         return rows, Provenance(split, path.name, len(rows), sha256_of_file(path))
-    path = data_root / name / f"{split}.parquet"
-    if path.is_file():
-        rows = _read_file(path)
-        return rows, Provenance(split, f"{name}/{split}.parquet", len(rows), sha256_of_file(path))
+    for path in (data_root / name / f"{split}.json", data_root / name / f"{split}.parquet"):
+        if path.is_file():
+            rows = _read_file(path)
+            return rows, Provenance(split, f"{name}/{path.name}", len(rows), sha256_of_file(path))
+    if files is not None and hub is None:
+        raise InputError(f"dataset.files of {name} has no entry '{split}': give a file for it")
     cure = f"put the split at {path} (columns as on the hub)"
     if hub is None:
         raise InputError(f"no data for {name}: {cure}, or set dataset.hub.repo")

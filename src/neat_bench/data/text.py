@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from neat_bench.data.spec import DatasetSpec
+from neat_bench.data.spec import LabelledSpec
 from neat_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class TextClassification(DatasetSpec):
+class TextClassification(LabelledSpec):
     """Texts, or pairs of them, with a label.
 
     text: one column, or two for sentence pairs; they become `text_a` and `text_b`. max_length: tokens.

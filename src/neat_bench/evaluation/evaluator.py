@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,18 +13,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from neat_bench.evaluation.metrics import metric as load_metric
 from neat_bench.evaluation.protocols import Scores, apply_protocols
 from neat_bench.methods.base import merge, unmerge
 from neat_bench.methods.state import trained_state
+from neat_bench.tasks.predictions import Predictions
 
 
 class Predicts(Protocol):
     """The part of a task that evaluation needs."""
 
-    def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...  # noqa: D102
-    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...  # noqa: D102
+    @property
+    def padding(self) -> float: ...  # noqa: D102
+    def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...  # noqa: D102
+    def decide(self, outputs: list[np.ndarray], rows: Any) -> Predictions: ...  # noqa: D102
 
 
 class Evaluator:
@@ -40,6 +45,7 @@ class Evaluator:
         metrics: list[str],
         selects: np.ndarray,
         counts: np.ndarray,
+        sets: np.ndarray | None,
         protocol: str,
         batch_size: int,
         accelerator: Accelerator,
@@ -48,53 +54,70 @@ class Evaluator:
         """Prepare to evaluate `rows`; `metrics[0]` selects.
 
         Masks over the items: `selects` those that select under split_validation (the others report), `counts`
-        those that best_dev and last report on.
+        those that best_dev and last report on. sets: the test set of each item, whose scores are averaged.
         """
-        self.task, self.metrics, self.protocol = task, metrics, protocol
-        self.selects, self.counts = selects, counts
+        self.task, self.rows, self.metrics, self.protocol = task, rows, metrics, protocol
+        self.selects, self.counts, self.sets = selects, counts, sets
         self.accelerator, self.keep_state = accelerator, keep_state
         self.functions = {name: load_metric(name) for name in metrics}
-        self.labels = np.asarray(rows["labels"])
         # longest first: no batch mixes lengths, and a lack of memory shows at once
         order = np.argsort(-np.asarray(rows["length"]), kind="stable")
         loader = DataLoader(rows.select(order), batch_size=batch_size, collate_fn=collate)
         self.loader = accelerator.prepare_data_loader(loader)
         self.history: list[Scores] = []
-        self.predictions: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.predictions: dict[int, Predictions] = {}
         self.best_state: dict[str, Tensor] = {}
         self.seconds = 0.0
 
     @torch.no_grad()
-    def predict(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-        """Return prediction and score of every item, in the order of the rows, from merged weights."""
-        logits, ids = [], []
+    def predict(self, model: nn.Module) -> Predictions:
+        """Return the predictions for every item, in the order of the rows, from merged weights."""
+        outputs: list[np.ndarray] = [np.empty(0)] * len(self.rows)
         model.eval()
         merge(model)
+        progress = tqdm(self.loader, desc="evaluating", leave=False, disable=not sys.stderr.isatty())
         try:
-            for batch in self.loader:
-                outputs = self.task.logits(model, batch).float()
-                gathered, where = self.accelerator.gather_for_metrics((outputs, batch["id"]))
-                logits.append(gathered)
-                ids.append(where)
+            for batch in progress:
+                found = self.accelerator.pad_across_processes(
+                    self.task.predict(model, batch), dim=1, pad_index=self.task.padding
+                )
+                gathered, where = self.accelerator.gather_for_metrics((found, batch["id"]))
+                for item, output in zip(where.tolist(), gathered.cpu().numpy(), strict=True):
+                    outputs[item] = output
         finally:
             unmerge(model)
-        order = torch.cat(ids).argsort()
-        return self.task.decide(torch.cat(logits)[order].cpu().numpy())
+        return self.task.decide(outputs, self.rows)
 
-    def _score(self, predictions: np.ndarray, items: np.ndarray) -> dict[str, float]:
-        return {name: score(predictions[items], self.labels[items]) for name, score in self.functions.items()}
+    def _by_set(self, items: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield each test set among the items with its mask; "" where there is one set."""
+        if self.sets is None:
+            yield "", items
+            return
+        for name in dict.fromkeys(self.sets[items].tolist()):
+            yield name, items & (self.sets == name)
 
-    def __call__(self, model: nn.Module, epoch: int, step: int, train_loss: float) -> tuple[dict[str, float], float]:
+    def _score(self, predictions: Predictions, items: np.ndarray) -> dict[str, float]:
+        """Return the metrics over the items, averaged over their test sets."""
+        found, right = predictions.compared
+        masks = [mask for _, mask in self._by_set(items)]
+        return {
+            name: float(np.mean([function(found[mask], right[mask]) for mask in masks]))
+            for name, function in self.functions.items()
+        }
+
+    def __call__(
+        self, model: nn.Module, epoch: int, step: int, train_loss: float | None
+    ) -> tuple[dict[str, float], float]:
         """Evaluate; return the metrics that best_dev and last report and the score that early stopping watches.
 
         Under split_validation that score is the selecting part's, so the reporting part stays unseen.
         """
         started = time.perf_counter()
-        predictions, scores = self.predict(model)
+        predictions = self.predict(model)
         parts = (self.counts, self.selects, ~self.selects)
         whole, selection, report = (self._score(predictions, items) for items in parts)
         self.history.append(Scores(step, epoch, train_loss, whole, selection, report))
-        self.predictions[len(self.history) - 1] = (predictions, scores)
+        self.predictions[len(self.history) - 1] = predictions
         chosen = {index for index, _ in apply_protocols(self.history, self.metrics[0]).values()}
         self.predictions = {index: kept for index, kept in self.predictions.items() if index in chosen}
         if self.keep_state and self.chosen()[0] == len(self.history) - 1:
@@ -111,23 +134,31 @@ class Evaluator:
         """Return the mask of the items that the reported protocol counts."""
         return ~self.selects if self.protocol == "split_validation" else self.counts
 
+    def reported(self) -> Iterator[tuple[str, Predictions]]:
+        """Yield for each test set its name ("" if there is one) and the reported predictions."""
+        predictions = self.predictions[self.chosen()[0]]
+        for name, mask in self._by_set(self.reported_items()):
+            yield name, predictions.part(mask)
+
     def items(self) -> pd.DataFrame:
         """Return one row for each item and each evaluation that some protocol chose.
 
-        Columns: step (of the evaluation), id, part ("selection" or "report"), label, prediction, score
-        (probability of the prediction; for regression its value), correct.
+        Columns: step (of the evaluation), id, part ("selection" or "report"), set (where there are several),
+        label, prediction, score (probability of the prediction; for regression its value; by likelihood the
+        option's mean log-likelihood), correct, and text where it was generated.
         """
         tables = []
-        for index, (predictions, scores) in sorted(self.predictions.items()):
-            columns = {
+        for index, predictions in sorted(self.predictions.items()):
+            columns: dict[str, Any] = {
                 "step": self.history[index].step,
-                "id": np.arange(len(predictions)),
+                "id": np.arange(len(predictions.prediction)),
                 "part": np.where(self.selects, "selection", "report"),
-                "label": self.labels,
-                "prediction": predictions,
-                "score": scores,
-                "correct": predictions == self.labels,
             }
+            if self.sets is not None:
+                columns["set"] = self.sets
+            for name in ("label", "prediction", "score", "correct", "text"):
+                if (values := getattr(predictions, name)) is not None:
+                    columns[name] = values
             tables.append(pd.DataFrame(columns))
         return pd.concat(tables, ignore_index=True)
 
@@ -137,3 +168,15 @@ class Evaluator:
             name: {"epoch": self.history[index].epoch + 1, "step": self.history[index].step, **metrics}
             for name, (index, metrics) in apply_protocols(self.history, self.metrics[0]).items()
         }
+
+    def results_by_set(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the same for each test set by itself; empty where there is one."""
+        if self.sets is None:
+            return {}
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for protocol, (index, _) in apply_protocols(self.history, self.metrics[0]).items():
+            items = ~self.selects if protocol == "split_validation" else self.counts
+            place = {"epoch": self.history[index].epoch + 1, "step": self.history[index].step}
+            for name, mask in self._by_set(items):
+                found.setdefault(name, {})[protocol] = place | self._score(self.predictions[index], mask)
+        return found

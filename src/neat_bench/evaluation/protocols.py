@@ -46,11 +46,14 @@ def split_evaluation(items: int, selection_items: int | None, seed: int) -> np.n
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one evaluation on the whole split and on its two parts: metric -> value."""
+    """The scores of one evaluation on the whole split and on its two parts: metric -> value.
+
+    epoch counts from 0; it is -1, and there is no training loss, where nothing trains.
+    """
 
     step: int
     epoch: int
-    train_loss: float
+    train_loss: float | None
     whole: dict[str, float]
     selection: dict[str, float]
     report: dict[str, float]

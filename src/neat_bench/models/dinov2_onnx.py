@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from neat_bench.files import write_whole
+from neat_bench.files import write_folder_whole
 from neat_bench.models.pretrained import Pretrained
 from neat_bench.packages import package_file
 
@@ -65,7 +65,7 @@ class Dinov2FromOnnx(Pretrained):
             return super().locate(cache)
         source = package_file(PACKAGE, GRAPH, GRAPH_SHA256)
         folder = cache / "models" / f"{self.name}-{GRAPH_SHA256[:12]}"
-        if not (folder / "config.json").is_file():
+        if not folder.is_dir():
             self._convert(source, folder)
         return str(folder), {"origin": "package", "package": PACKAGE, "sha256": GRAPH_SHA256}
 
@@ -78,5 +78,9 @@ class Dinov2FromOnnx(Pretrained):
         state["embeddings.mask_token"] = np.zeros((1, 384), np.float32)  # used with masked images only
         config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518)
         config.architectures = ["Dinov2Model"]
-        write_whole(folder / "model.safetensors", lambda path: save_file(state, path, {"format": "pt"}))
-        write_whole(folder / "config.json", lambda path: path.write_text(config.to_json_string()))
+
+        def write(beside: Path) -> None:
+            save_file(state, beside / "model.safetensors", {"format": "pt"})
+            config.save_pretrained(beside)
+
+        write_folder_whole(folder, write)

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 POOLINGS = ("native", "mean")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class NeedsHead(Protocol):
-    """What loading must know of a task: transformers' auto class, the head's outputs, whether it needs a tokenizer."""
+    """What loading must know of a task: transformers' auto class, the head's outputs (0: none), whether it reads text."""
 
     @property
     def auto_class(self) -> str: ...  # noqa: D102
@@ -42,8 +43,9 @@ class Pretrained:
     """A transformers model by hub id, by local `path`, or inside a package.
 
     revision pins a commit of the hub's repository. pooling: native (transformers' own head for the
-    architecture) or mean (over the tokens, for sentence encoders trained that way). Only safetensors
-    are read, and no remote code runs.
+    architecture) or mean (over the tokens, for sentence encoders trained that way). dtype: of the frozen
+    weights; adapters are float32 whatever it is. shape: transformers' config of the published model (model_type
+    and sizes), so that it can be built without weights. Only safetensors are read, and no remote code runs.
     """
 
     name: str
@@ -53,10 +55,14 @@ class Pretrained:
     path: str | None = None
     packaged: PackagedWeights | None = None
     pooling: str = "native"
+    dtype: str = "float32"
+    shape: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise InputError(f"unknown model.pooling '{self.pooling}'{nearest(self.pooling, POOLINGS)}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"unknown model.dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}")
         if not (self.hub_id or self.path or self.packaged):
             raise InputError("model needs one of hub_id, path or packaged")
 
@@ -81,17 +87,17 @@ class Pretrained:
         return self.hub_id, {"origin": "hub", "hub_id": self.hub_id, "revision": self.revision}
 
     def load(self, task: NeedsHead, cache: Path) -> tuple[nn.Module, PreTrainedTokenizerBase | None, dict[str, Any]]:
-        """Return the model with the task's head in float32, its tokenizer (text only), and its provenance.
+        """Return the model with the task's head, its tokenizer (text only), and its provenance.
 
         The head is drawn from torch's global generator: seed it first.
         """
-        where, origin = self.locate(cache)
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
+        where, origin = self.locate(cache)
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
-        weights = options | {"use_safetensors": True, "dtype": "float32"}
+        weights = options | {"use_safetensors": True, "dtype": self.dtype}
         try:
             tokenizer = None
             if task.reads_text:
@@ -102,8 +108,25 @@ class Pretrained:
                 encoder = transformers.AutoModel.from_pretrained(where, add_pooling_layer=False, **weights)
                 return MeanPooledClassifier(encoder, task.outputs), tokenizer, origin
             auto = getattr(transformers, task.auto_class)
-            model = auto.from_pretrained(where, num_labels=task.outputs, **weights)
+            head = {"num_labels": task.outputs} if task.outputs else {}
+            model = auto.from_pretrained(where, **head, **weights)
         except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"cannot load the model {self.name} from {where}: {reason}") from None
         return model, tokenizer, origin
+
+    def skeleton(self, task: NeedsHead) -> nn.Module:
+        """Return the model without weights (on torch's meta device) from its published shape.
+
+        Raises InputError for a model whose config gives no shape.
+        """
+        if self.shape is None:
+            raise InputError(f"model {self.name} has no published shape in its config (model.shape)")
+        import torch
+        import transformers
+
+        shape = dict(self.shape)
+        head = {"num_labels": task.outputs} if task.outputs else {}
+        config = transformers.AutoConfig.for_model(shape.pop("model_type"), **shape, **head)
+        with torch.device("meta"):
+            return getattr(transformers, task.auto_class).from_config(config, dtype=getattr(torch, self.dtype))

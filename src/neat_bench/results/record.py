@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ PACKAGES = (
     "scikit-learn",
     "scipy",
     "timm",
+    "math-verify",
 )
 # code that cannot change a measured number
 _OUTSIDE_THE_RESULT = ("results", "cli.py", "sweep.py")
@@ -93,18 +95,19 @@ def peak_memory(device: str) -> dict[str, Any]:
     return {"peak_memory_bytes": peak, "peak_memory_kind": "process resident"}
 
 
-def flags(predictions: np.ndarray, labels: np.ndarray, classification: bool) -> list[str]:
+def flags(predictions: np.ndarray, labels: np.ndarray, options: np.ndarray | None) -> list[str]:
     """Return what is wrong with a run's predictions: "constant_prediction", "at_chance", "not_finite".
 
-    A classifier is at chance if it is no better than always giving the commonest label.
+    options: among how many answers each item chooses, None for open answers. A run that chooses is at chance if
+    it is no better than guessing or than always giving the commonest label.
     """
     found = []
-    if not np.isfinite(predictions).all():
+    if predictions.dtype.kind == "f" and not np.isfinite(predictions).all():
         found.append("not_finite")
-    if len(np.unique(predictions)) == 1 and len(np.unique(labels)) > 1:
+    if len(set(predictions.tolist())) == 1 and len(set(labels.tolist())) > 1:
         found.append("constant_prediction")
-    if classification:
-        commonest = np.unique(labels, return_counts=True)[1].max() / len(labels)
-        if (predictions == labels).mean() <= commonest:
+    if options is not None:
+        commonest = max(Counter(labels.tolist()).values()) / len(labels)
+        if (predictions == labels).mean() <= max(commonest, (1 / options).mean()):
             found.append("at_chance")
     return found

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from neat_bench.data.spec import Data
+from neat_bench.tasks.predictions import Predictions
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
 
 
+@dataclass(frozen=True)
 class ClassificationTask:
     """Cross-entropy over classes or, without classes, mean squared error of one output."""
 
     data: Data
+    tokenizer: Any = None
+
+    padding = 0.0  # outputs of all items have one width
+
+    def with_tokenizer(self, tokenizer: Any) -> Self:
+        """Return the task with the model's tokenizer (None for images)."""
+        return replace(self, tokenizer=tokenizer)
 
     @property
     def outputs(self) -> int:
@@ -26,6 +37,10 @@ class ClassificationTask:
         """Return the outputs of the head, batch x `outputs`."""
         raise NotImplementedError
 
+    def weight(self, batch: dict[str, torch.Tensor]) -> int:
+        """Return what the batch's mean loss is a mean over: its items."""
+        return len(batch["labels"])
+
     def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the mean loss over the batch."""
         import torch.nn.functional as F
@@ -35,13 +50,18 @@ class ClassificationTask:
             return F.mse_loss(logits.squeeze(-1), batch["labels"].float())
         return F.cross_entropy(logits, batch["labels"])
 
-    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return each item's prediction (class index, or value) and its score.
+    def predict(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the logits, batch x `outputs`."""
+        return self.logits(model, batch).float()
 
-        The score is the probability of the predicted class; for regression it is the value itself.
-        """
+    def decide(self, outputs: list[np.ndarray], rows: Dataset) -> Predictions:
+        """Return the predictions from every encoded row's logits: the likeliest class, or the value."""
+        logits, labels = np.stack(outputs), np.asarray(rows["labels"])
         if self.data.classes is None:
-            return logits[:, 0], logits[:, 0]
+            values = logits[:, 0]
+            return Predictions(values, labels, values, values == labels)
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-        return logits.argmax(axis=1), probabilities.max(axis=1)
+        predicted = logits.argmax(axis=1)
+        options = np.full(len(labels), self.outputs)
+        return Predictions(predicted, labels, probabilities.max(axis=1), predicted == labels, options)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neat_bench.data.images import NORMALIZATIONS, ImageClassification
-from neat_bench.data.spec import Data
 from neat_bench.errors import InputError
-from neat_bench.files import sha256_of_bytes
 from neat_bench.tasks.classification import ClassificationTask
+from neat_bench.tasks.encoding import cached_map
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageTask(ClassificationTask):
     """A classifier on an image encoder, with transformers' head for the architecture (or timm's).
 
@@ -30,7 +29,6 @@ class ImageTask(ClassificationTask):
     training images are decoded and cut anew each time.
     """
 
-    data: Data
     spec: ImageClassification
 
     auto_class = "AutoModelForImageClassification"
@@ -54,10 +52,8 @@ class ImageTask(ClassificationTask):
             return v2.functional.resize(image, [size, size])
         return v2.functional.center_crop(v2.functional.resize(image, size), [size, size])
 
-    def encode(self, rows: Dataset, tokenizer: Any, cache: Path, training: bool) -> Dataset:
+    def encode(self, rows: Dataset, cache: Path, training: bool) -> Dataset:
         """Return rows with `labels`, `length` (1) and either `pixels` (resized, uint8 bytes) or `image`."""
-        drop = [name for name in rows.column_names if name != "id"]
-
         def label(row: dict[str, Any]) -> dict[str, Any]:
             return {"labels": row["label"], "length": 1}
 
@@ -69,16 +65,9 @@ class ImageTask(ClassificationTask):
 
         augmented = training and self.spec.augmentation == "crop_flip"
         content = b"".join(rows["image"][:]) + repr((rows["label"][:], self.spec.image_size, self.spec.resize)).encode()
-        key = sha256_of_bytes(content + repr(augmented).encode())[:32]
-        cache.mkdir(parents=True, exist_ok=True)
-        return rows.map(
-            random if augmented else fixed,
-            remove_columns=drop,
-            cache_file_name=str(cache / f"{key}.arrow"),
-            new_fingerprint=key,
-        )
+        return cached_map(rows, random if augmented else fixed, content + repr(augmented).encode(), cache)
 
-    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    def collator(self, training: bool) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Return a function from rows to `pixel_values` (batch x 3 x size x size), `labels` and `id`."""
         import torch
         from torchvision.transforms import v2

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -32,13 +32,14 @@ Log = Callable[[dict[str, float], int], None]
 
 
 class Loss(Protocol):
-    """The part of a task that the loop needs."""
+    """The part of a task that the loop needs: a mean loss, and the weight of that mean (items, or tokens)."""
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...  # noqa: D102
+    def weight(self, batch: dict[str, Tensor]) -> int | Tensor: ...  # noqa: D102
 
 
 # (model, epoch, optimizer step, training loss so far) -> metrics to show, and the score that early stopping watches
-Evaluate = Callable[[nn.Module, int, int, float], tuple[dict[str, float], float]]
+Evaluate = Callable[[nn.Module, int, int, float | None], tuple[dict[str, float], float]]
 
 
 @dataclass
@@ -111,9 +112,13 @@ class Trainer:
     ) -> None:
         """Train; `head` names the parameters that take the head's learning rate.
 
-        Raises InputError when the loss is not finite.
+        A model without trainable parameters is only evaluated. Raises InputError when the loss is not finite.
         """
         settings, accelerator = self.settings, self.accelerator
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            metrics, _ = evaluate(accelerator.unwrap_model(accelerator.prepare(model)), -1, 0, None)
+            self.log({f"eval/{name}": value for name, value in metrics.items()}, 0)
+            return
         sampler = LengthBucketedBatches(rows["length"], settings.batch_size, settings.accumulation, order_seed)
         optimizer = self.optimizer.build(self.optimizer.groups(model, head))
         epochs, total = settings.epochs, sampler.steps * settings.epochs
@@ -156,9 +161,11 @@ class Trainer:
                         progress.close()
                         return
 
-    def estimate_flops(self, model: nn.Module, task: Loss, batch: dict[str, Tensor]) -> float:
-        """Return the operations of the whole training, from those of one batch by its tokens (or images)."""
-        batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+    def estimate_flops(self, model: nn.Module, task: Loss, batch: dict[str, Any]) -> float:
+        """Return the operations of the whole training (0 without any), from those of one batch by its tokens (or images)."""
+        if not self.timing.steps:
+            return 0.0
+        batch = send_to_device(batch, self.accelerator.device)
         size = batch["input_ids"].numel() if "input_ids" in batch else len(batch["labels"])
         return training_flops(model, task.loss, batch) / size * (self.timing.tokens or self.timing.items)
 
@@ -177,14 +184,15 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """Take one optimizer step; return its mean loss and gradient norm, both left on the device.
 
-        A micro-batch counts by its number of items, so accumulation gives the gradient of one large batch.
+        A micro-batch counts by its items (or tokens), so accumulation gives the gradient of one large batch.
         """
-        items = sum(len(batch["labels"]) for batch in micro_batches)
+        weights = [task.weight(batch) for batch in micro_batches]
+        whole = sum(weights)
         total = torch.zeros((), device=self.accelerator.device)
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
-                loss = task.loss(model, batch) * (len(batch["labels"]) / items)
+                loss = task.loss(model, batch) * (weights[index] / whole)
                 self.accelerator.backward(loss)
             total += loss.detach()
             self.timing.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
@@ -194,7 +202,7 @@ class Trainer:
         optimizer.step()
         optimizer.zero_grad()
         self.timing.steps += 1
-        self.timing.items += items
+        self.timing.items += sum(int(batch.get("items", len(batch["labels"]))) for batch in micro_batches)
         return total, norm
 
     def _finite(self, loss: Tensor) -> float:
