@@ -40,12 +40,14 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         print(f"already recorded: {path} (rerun=true repeats it)")
         return record
     check_writable(path.parent)
+    import datasets
+
+    datasets.disable_progress_bars()
     limits = config.trainer.limit_train, config.trainer.limit_evaluation
     data = config.dataset.load(Path(config.paths.data), *limits)
     task = make_task(config.dataset, data)
 
-    import datasets  # the heavy imports come after what is cheap to check
-    import torch
+    import torch  # the heavy imports come after what is cheap to check
 
     from neat_bench.evaluation.evaluator import Evaluator
     from neat_bench.methods.base import attach
@@ -53,7 +55,6 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     from neat_bench.models.roles import head_names
     from neat_bench.training.trainer import Trainer, make_accelerator
 
-    datasets.disable_progress_bars()
     started = time.perf_counter()
     seeds = config.seeds.filled(config.seed)
     accelerator = make_accelerator(config.trainer)

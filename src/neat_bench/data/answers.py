@@ -105,5 +105,5 @@ def same_math(text: str, gold: str) -> bool:
 
 
 def _as_math(text: str) -> str:
-    """Return a bare gold answer such as \\frac{1}{2} or x^2 between dollars, where math-verify finds it."""
-    return text if "$" in text or re.fullmatch(r"[-+\d.,/\s]*[^\\^(){}\[\],]*", text) else f"${text}$"
+    """Return a bare gold answer such as \\frac{1}{2}, 6+9i or 4,6,14 as LaTeX; a number followed by words as it is."""
+    return text if "$" in text or re.search(r"\d\s+[A-Za-z]{2}", text) else f"$\\boxed{{{text}}}$"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SCORINGS = ("generation", "loglikelihood")
 LOSSES = ("response", "prompt_and_response")
+# how LLM-Adapters' commonsense prompts begin and end, whatever the question
+_WORDING = re.compile(r"^Please (?:choose|answer) [^:]*:\s*")
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
 
 
@@ -131,10 +133,11 @@ class Instructions(DatasetSpec):
         return rows, Provenance(f"{name}/{origin.split}", *list(vars(origin).values())[1:])
 
     def contamination(self, train: Dataset, tests: dict[str, Dataset]) -> dict[str, dict[str, int]]:
-        """Return the overlap of the training rows' questions with each test set's."""
+        """Return the overlap of the training rows' questions with each test set's, the task's wording apart."""
 
         def questions(rows: Dataset) -> list[str]:
-            return [f"{one} {two}".strip() for one, two in zip(rows["instruction"], rows["input"], strict=True)]
+            texts = (f"{one} {two}".strip() for one, two in zip(rows["instruction"], rows["input"], strict=True))
+            return [_FORMAT.sub("", _WORDING.sub("", text)) for text in texts]
 
         return overlap(questions(train), {name: questions(rows) for name, rows in tests.items()})
 

@@ -17,7 +17,8 @@ class DoRAMap(LoRAMap):
 
     def __init__(self, weight: Tensor, rank: int, scale: float, dropout: float) -> None:
         super().__init__(weight, rank, scale, dropout)
-        self.magnitude = nn.Parameter(self._row_norms(weight.detach().cpu()))
+        self.to(weight.device)
+        self.magnitude = nn.Parameter(self._row_norms(weight.detach()))
 
     @torch.no_grad()
     def _row_norms(self, weight: Tensor) -> Tensor:

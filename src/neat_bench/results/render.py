@@ -85,6 +85,7 @@ def footer(table: Table) -> list[str]:
             for task, cell in row.cells.items():
                 if cell.flags:
                     lines.append(f"FLAG {row.label}, {table.spec.columns[task]}: {', '.join(sorted(cell.flags))}.")
+    lines += table.notes
     if table.left_out:
         lines.append(f"{table.left_out} runs on limited data (quick checks) are left out.")
     for source in dict.fromkeys(row.source for row in table.published):
@@ -100,7 +101,7 @@ def _escape_markdown(text: str) -> str:
 def to_markdown(table: Table) -> str:
     """Return the table with its title and footer as markdown."""
     headings = _headings(table)
-    lines = [f"## {table.spec.title}: {table.model}", ""]
+    lines = [f"## {table.spec.title}: {table.heading}", ""]
     lines += ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
     marks = {column: table.marks(column) for column in table.columns}
     for index, row in enumerate(table.rows):
@@ -137,7 +138,7 @@ def to_latex(table: Table) -> str:
     """Return a table environment for a document that loads booktabs and graphicx."""
     headings = _headings(table)
     marks = {column: table.marks(column) for column in table.columns}
-    caption = _escape_latex(f"{table.spec.title}, {table.model}. " + " ".join(footer(table)))
+    caption = _escape_latex(f"{table.spec.title}, {table.heading}. " + " ".join(footer(table)))
     lines = [
         r"\begin{table}[t]",
         r"\centering",

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from neat_bench.files import sha256_of_text
+
 # command-line choices that make a cell's place in the table, or change nothing that is measured
 _NOT_A_VARIANT = (
     "method",
@@ -73,6 +75,11 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
         "precision": trainer["precision"],
         "evaluation batch": trainer["evaluation_batch_size"],
         "image normalisation": dataset.get("normalization"),
+        "loss on": dataset.get("loss_on"),
+        "scoring": dataset.get("scoring"),
+        "template": dataset.get("template"),
+        "prompt": sha256_of_text(repr(dataset["templates"][dataset["template"]]))[:8] if "templates" in dataset else None,
+        "longest input": dataset.get("max_length") if "templates" in dataset else None,
     }
     return {name: value for name, value in found.items() if value is not None}
 

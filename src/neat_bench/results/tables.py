@@ -70,15 +70,25 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class Table:
-    """One model's table, ready to be rendered."""
+    """One model's table, ready to be rendered.
+
+    trained_on: the training file, where one run fills several columns; notes: what the footer warns of.
+    """
 
     spec: TableSpec
     model: str
+    trained_on: str
     protocol: str
     rows: list[Row]
     published: list[PublishedRow]
     sources: dict[str, tuple[str, str]]  # citation, protocol
     left_out: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def heading(self) -> str:
+        """The model, and what it was trained on where that is not the column itself."""
+        return f"{self.model}, trained on {self.trained_on}" if self.trained_on else self.model
 
     @property
     def tasks(self) -> list[str]:
@@ -112,6 +122,31 @@ def _value(record: dict[str, Any], dotted: str) -> Any:
     return record
 
 
+def by_column(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a record for each test set of a run that has several (names.trained_on says of which), else itself."""
+    views = []
+    for name, results in record.get("results_by_set", {}).items():
+        flags = [flag.partition(": ")[2] for flag in record["flags"] if flag.startswith(f"{name}: ")]
+        trained_on = record["config"]["dataset"].get("label_name") or record["names"]["task"]
+        names = record["names"] | {"task": name, "trained_on": trained_on}
+        contamination = {name: found for key, found in record.get("contamination", {}).items() if key == name}
+        views.append(record | {"names": names, "results": results, "flags": flags, "contamination": contamination})
+    return views or [record]
+
+
+def _contamination_notes(records: list[dict[str, Any]], columns: dict[str, str]) -> list[str]:
+    """Return one line for each column whose test items the training rows hold."""
+    lines = []
+    for record in records:
+        for found in record.get("contamination", {}).values():
+            if found["exact"] or found["ngram"]:
+                lines.append(
+                    f"CONTAMINATION {columns[record['names']['task']]}: of {found['items']} test items the training "
+                    f"rows hold {found['exact']} whole, and {found['ngram']} share 13 words in a row with one."
+                )
+    return list(dict.fromkeys(lines))
+
+
 def _is_quick_check(record: dict[str, Any]) -> bool:
     trainer = record["config"]["trainer"]
     return any(trainer.get(key) is not None for key in ("limit_train", "limit_evaluation"))
@@ -129,27 +164,33 @@ def _check_comparable(records: list[dict[str, Any]], column: str) -> None:
             )
 
 
+def _group(record: dict[str, Any]) -> tuple[str, str]:
+    return record["names"]["model_label"], record["names"].get("trained_on", "")
+
+
 def build_tables(
     spec: TableSpec, records: list[dict[str, Any]], published: list[Published], protocol: str
 ) -> list[Table]:
-    """Return one table for each model that has runs or published rows of this suite.
+    """Return one table for each model (and training file) that has runs or published rows of this suite.
 
     Runs on limited data (quick checks) are left out and counted. Raises InputError where runs of one
     column are not comparable.
     """
     of_suite = [
-        record
+        view
         for record in records
         if record["names"]["suite"] == spec.suite
-        and record["names"]["task"] in spec.columns
         and all(str(_value(record, key)) == str(value) for key, value in spec.where.items())
+        for view in by_column(record)
+        if view["names"]["task"] in spec.columns
     ]
     chosen = [value for value in published if value.suite == spec.suite and value.source in spec.published]
-    models = sorted({record["names"]["model_label"] for record in of_suite})
+    groups = sorted({_group(record) for record in of_suite})
+    groups += [(model, "") for model in sorted({value.model for value in chosen} - {model for model, _ in groups})]
     tables = []
-    for model in [*models, *sorted({value.model for value in chosen} - set(models))]:
-        of_model = [record for record in of_suite if record["names"]["model_label"] == model]
-        counted = [record for record in of_model if not _is_quick_check(record)]
+    for model, trained_on in groups:
+        of_group = [record for record in of_suite if _group(record) == (model, trained_on)]
+        counted = [record for record in of_group if not _is_quick_check(record)]
         for task in spec.columns:
             _check_comparable([record for record in counted if record["names"]["task"] == task], f"{model}, {task}")
         rows = _rows(spec, counted, protocol)
@@ -157,7 +198,9 @@ def build_tables(
         if not (rows or beside):
             continue
         sources = {value.source: (value.citation, value.protocol) for value in chosen if value.model == model}
-        tables.append(Table(spec, model, protocol, rows, beside, sources, len(of_model) - len(counted)))
+        left_out = len({id(record["config"]) for record in of_group}) - len({id(record["config"]) for record in counted})
+        notes = _contamination_notes(counted, spec.columns)
+        tables.append(Table(spec, model, trained_on, protocol, rows, beside, sources, left_out, notes))
     return tables
 
 
@@ -197,8 +240,12 @@ def _published_rows(spec: TableSpec, values: list[Published]) -> list[PublishedR
         if column in same_name[-1]:
             same_name.append({})
         same_name[-1][column] = (value.value, value.std)
+    def comparable(cells: dict[str, tuple[float, float | None]]) -> dict[str, tuple[float, float | None]]:
+        """Leave out an average that is over other sets than the table's columns."""
+        return cells if set(spec.columns) <= set(cells) else {k: v for k, v in cells.items() if k != AVERAGE}
+
     found = [
-        PublishedRow(label, method, params, source, cells)
+        PublishedRow(label, method, params, source, comparable(cells))
         for (source, label, method, params), same_name in rows.items()
         for cells in same_name
         if set(cells) & set(spec.columns)

@@ -56,8 +56,13 @@ class CausalLM:
     def _tokens(self, prompt: str, response: str) -> tuple[list[int], int]:
         """Return the tokens of a text and how many of them are prompt (one across the border is response)."""
         encoded = self.tokenizer(prompt + response, return_offsets_mapping=True)
-        ends = [end for _, end in encoded["offset_mapping"]]
-        return encoded["input_ids"], sum(end <= len(prompt) for end in ends)
+        tokens = self._without_end(encoded["input_ids"])
+        ends = [end for _, end in encoded["offset_mapping"]][: len(tokens)]
+        return tokens, next((at for at, end in enumerate(ends) if end > len(prompt)), len(tokens))
+
+    def _without_end(self, tokens: list[int]) -> list[int]:
+        """Return the tokens without the end-of-sequence token that some tokenizers add by themselves."""
+        return tokens[:-1] if tokens and tokens[-1] == self.tokenizer.eos_token_id else tokens
 
     def _fitted(self, tokens: list[int], prompt: int) -> tuple[list[int], int]:
         """Return the tokens with their prompt cut on the left to fit, and its new length; a leading BOS stays."""
@@ -105,7 +110,7 @@ class CausalLM:
     def _evaluation_row(self, row: dict[str, Any]) -> dict[str, Any]:
         prompt, kept = self._prompt(row), {name: row[name] for name in ("answer", "kind", "options", "answers")}
         if self.spec.scoring == "generation":
-            tokens = self.tokenizer(prompt)["input_ids"]
+            tokens = self._without_end(self.tokenizer(prompt)["input_ids"])
             fitted, _ = self._fitted(tokens, len(tokens))
             return kept | {"input_ids": fitted, "length": len(fitted), "cut": len(fitted) < len(tokens)}
         responses = [self.spec.response_form.replace("{answer}", option) for option in row["options"]]

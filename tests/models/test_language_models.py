@@ -1,0 +1,87 @@
+"""Language models by their published shapes, without weights; and the packaged one with them."""
+
+import json
+
+import pytest
+import torch
+
+from neat_bench.config import CONFIGS, build, compose
+from neat_bench.errors import InputError
+from neat_bench.methods.base import attach
+from neat_bench.tasks.causal_lm import CausalLM
+
+# parameters the publishers state: Llama 2 and 3 model cards, Qwen3-8B's 8.2B
+SIZES = {"llama2_7b": 6_738_415_616, "llama3_8b": 8_030_261_248, "llama3_2_3b": 3_212_749_824, "qwen3_8b": 8_190_735_360}
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+
+
+def skeleton(model, method, *overrides):
+    config = build(compose([f"model={model}", f"method={method}", "dataset=commonsense/commonsense_170k", *overrides]))
+    return config, config.model.skeleton(CausalLM(config.dataset))
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_the_published_shape_has_the_published_size(model):
+    _, built = skeleton(model, "neat")
+    assert sum(parameter.numel() for parameter in built.parameters()) == SIZES[model]
+    assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in built.parameters())
+
+
+@pytest.mark.parametrize("model", SIZES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_attaches_without_weights(model, method):
+    config, built = skeleton(model, method)
+    before = dict(built.named_parameters())
+    outs = {name: tuple(parameter.shape) for name, parameter in before.items()}
+    if method in ("bitfit", "linear_probe"):  # no biases, and no task head
+        with pytest.raises(InputError, match="has none"):
+            attach(config.method, built)
+        return
+    attach(config.method, built)
+    trained = {name: p for name, p in built.named_parameters() if p.requires_grad}
+    count = sum(parameter.numel() for parameter in trained.values())
+    roles = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "mlp_up": "up_proj", "mlp_down": "down_proj"}
+    shapes = [shape for name, shape in outs.items() for role in config.method.targets
+              if role in roles and name.endswith(f"{roles[role]}.weight")]  # fmt: skip
+    if method in ("lora", "dora"):
+        rank = config.method.rank
+        assert count == sum(rank * sum(shape) + (method == "dora") * shape[0] for shape in shapes)
+    elif method.startswith("neat"):
+        layers = [shape for shape in shapes]
+        share = len(range(built.config.num_hidden_layers)[4:]) if config.method.layers == "4:" else None
+        whole = sum(2 * config.method.rank * shape[0] for shape in layers)
+        assert count == (whole if share is None else whole * share // built.config.num_hidden_layers)
+    elif method == "full":
+        assert count == SIZES[model]
+    elif method == "untuned":
+        assert count == 0
+    else:
+        assert 0 < count < SIZES[model] / 1000
+
+
+def test_a_model_without_shape_says_so():
+    config = build(compose(["model=bert_base", "dataset=glue/sst2"]))
+    with pytest.raises(InputError, match="no published shape"):
+        config.model.skeleton(None)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    config = build(compose(["dataset=packaged/chain_sum"]))
+    cache = tmp_path_factory.mktemp("cache")
+    return *config.model.load(CausalLM(config.dataset), cache), cache, config
+
+
+def test_the_packaged_language_model_knows_something(smollm2):
+    model, tokenizer, origin, cache, config = smollm2
+    assert origin["origin"] == "package"
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    said = tokenizer.decode(model.generate(**inputs, max_new_tokens=3, do_sample=False)[0])
+    assert "Paris" in said
+    (folder,) = (cache / "models").iterdir()
+    assert (folder / "model.safetensors").is_file()
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert config.model.locate(cache)[0] == str(folder)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before, "converted once"
