@@ -64,6 +64,11 @@ def test_every_run_command_runs(command, tiny_folder, glue_files, tmp_path, line
     if "seed=0,1,2" in line and "method=neat,lora,dora" in line:
         arguments = [a if not a.startswith("seed") else "seed=0" for a in arguments]
     overrides = small(tiny_folder, tmp_path)
+    if "math" in line or "commonsense" in line:  # the packaged language model itself
+        arguments = [a for a in arguments if not a.startswith("seed")] + ["seed=0"]
+        overrides = [o for o in overrides if not o.startswith("model.")]
+        overrides += ["trainer.limit_train=4", "trainer.limit_evaluation=2", "trainer.evaluation_batch_size=2"]
+        overrides += ["trainer.batch_size=2"]
     if "vision" in line:  # the packaged backbone itself, at two patches by two
         overrides = [o for o in overrides if not o.startswith("model.")] + ["dataset.image_size=28"]
     code, out, err = command(*arguments, *overrides)
@@ -84,6 +89,8 @@ def test_every_other_command_is_known_here():
         "make demo", "make tables", "python scripts/make_tables.py --table quickstart --print",
         "python scripts/make_tables.py --protocol best_dev",
         "python scripts/make_tables.py --table packaged_images --print",
+        "python scripts/make_tables.py --table packaged_language --print",
+        "python scripts/count_parameters.py model=llama3_8b method=neat dataset=commonsense/commonsense_170k",
     }  # fmt: skip
 
 
@@ -105,6 +112,13 @@ def test_demo_and_tables_are_commands_that_run(command, tiny_folder, tmp_path):
                 assert f"| {label} (" in done.stdout
     names = {path.name for path in (tmp_path / "results" / "tables").iterdir()}
     assert {"quickstart.md", "quickstart.tex", "quickstart.csv", "quickstart_best_dev.md"} <= names
+
+
+def test_parameters_are_counted_without_weights():
+    (line,) = [line for line in COMMANDS if "count_parameters" in line]
+    done = subprocess.run([sys.executable, *shlex.split(line)[1:]], capture_output=True, text=True, cwd=ROOT)
+    # rank 32 on q, k, v, up and down of 32 layers: 2 r (4096 + 1024 + 1024 + 14336 + 4096) each
+    assert f"{32 * 2 * 32 * 24576:,} of 8,030,261,248 parameters train" in done.stdout
 
 
 def test_make_help_lists_every_target():

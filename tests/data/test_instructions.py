@@ -11,7 +11,9 @@ from neat_bench.data.answers import same_math
 from neat_bench.data.contamination import overlap
 from neat_bench.errors import InputError
 
-CHOICE = "Please choose the correct answer to the question: Which? Answer1: a. Answer2: b. Answer format: answer1/answer2"
+CHOICE = (
+    "Please choose the correct answer to the question: Which? Answer1: a. Answer2: b. Answer format: answer1/answer2"
+)
 
 
 def spec_of(*overrides):
@@ -23,7 +25,6 @@ def write(root, name, answer="answer1", instruction=CHOICE, rows=4):
     row = {"instruction": instruction, "input": "", "output": f"the correct answer is {answer}", "answer": answer}
     split = "train" if name == "commonsense_170k" else "test"
     (root / "commonsense" / name / f"{split}.json").write_text(json.dumps([row] * rows))
-
 
 
 @pytest.fixture
@@ -89,7 +90,10 @@ def test_packaged_splits_share_no_question(name, tmp_path):
     again = spec.load(tmp_path, None, None)
     assert data.train[:] == again.train[:]
     splits = [data.train["instruction"][:]]
-    splits += [[q for q, s in zip(data.evaluation["instruction"], data.selects, strict=True) if s == part] for part in (True, False)]
+    splits += [
+        [q for q, s in zip(data.evaluation["instruction"], data.selects, strict=True) if s == part]
+        for part in (True, False)
+    ]
     for at, questions in enumerate(splits):
         assert len(questions) > 50
         for other in splits[at + 1 :]:

@@ -11,7 +11,12 @@ from neat_bench.methods.base import attach
 from neat_bench.tasks.causal_lm import CausalLM
 
 # parameters the publishers state: Llama 2 and 3 model cards, Qwen3-8B's 8.2B
-SIZES = {"llama2_7b": 6_738_415_616, "llama3_8b": 8_030_261_248, "llama3_2_3b": 3_212_749_824, "qwen3_8b": 8_190_735_360}
+SIZES = {
+    "llama2_7b": 6_738_415_616,
+    "llama3_8b": 8_030_261_248,
+    "llama3_2_3b": 3_212_749_824,
+    "qwen3_8b": 8_190_735_360,
+}
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 
 
@@ -47,9 +52,8 @@ def test_every_method_attaches_without_weights(model, method):
         rank = config.method.rank
         assert count == sum(rank * sum(shape) + (method == "dora") * shape[0] for shape in shapes)
     elif method.startswith("neat"):
-        layers = [shape for shape in shapes]
         share = len(range(built.config.num_hidden_layers)[4:]) if config.method.layers == "4:" else None
-        whole = sum(2 * config.method.rank * shape[0] for shape in layers)
+        whole = sum(2 * config.method.rank * shape[0] for shape in shapes)
         assert count == (whole if share is None else whole * share // built.config.num_hidden_layers)
     elif method == "full":
         assert count == SIZES[model]

@@ -1,6 +1,7 @@
 """Fine-tuning and answering with a tiny Llama: masks, cuts, packing, batching, likelihoods."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -102,8 +103,9 @@ def test_packed_examples_have_the_loss_they_have_alone(tokenizer, model, tmp_pat
     alone = {tuple(row["input_ids"]): reference(model, row).item() for row in rows}
     for row in packed:
         starts = [at for at, position in enumerate(row["position_ids"]) if position == 0] + [len(row["input_ids"])]
-        for start, end in zip(starts, starts[1:], strict=False):
-            only = row | {"labels": [label if start <= at < end else IGNORED for at, label in enumerate(row["labels"])]}
+        for start, end in pairwise(starts):
+            labels = [label if start <= at < end else IGNORED for at, label in enumerate(row["labels"])]
+            only = row | {"labels": labels}
             batch = packing.collator(training=True)([only])
             key = tuple(row["input_ids"][start:end])
             assert packing.loss(model, batch).item() == pytest.approx(alone[key], rel=1e-5)
@@ -147,8 +149,9 @@ def test_likelihood_is_the_mean_over_the_options_tokens(tokenizer, model, tmp_pa
 
 
 def test_decisions_compare_texts_by_their_kind(tokenizer):
-    rows = {"answer": ["bad film", "B", "0.5"], "kind": ["choice", "letter", "math"],
-            "options": [["bad film", "good"], list("ABCDE"), []], "answers": [["bad film", "good"], list("ABCDE"), []]}  # fmt: skip
+    options = [["bad film", "good"], list("ABCDE"), []]
+    rows = {"answer": ["bad film", "B", "0.5"], "kind": ["choice", "letter", "math"], "options": options}
+    rows["answers"] = options
     outputs = [np.array(tokenizer(text, add_special_tokens=False)["input_ids"])
                for text in ("a bad film, not good", "the answer is b", "the answer is 1/2")]  # fmt: skip
     decided = task_of(tokenizer, scoring="generation").decide(outputs, rows)

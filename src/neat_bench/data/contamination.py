@@ -1,4 +1,4 @@
-"""How much of a test set the training rows hold: whole items, and runs of 13 words (GPT-3, arXiv 2005.14165, app. C)."""
+"""How much of a test set the training rows hold: whole items, and runs of 13 words (arXiv 2005.14165, app. C)."""
 
 from __future__ import annotations
 

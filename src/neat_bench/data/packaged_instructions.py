@@ -184,7 +184,5 @@ class GlossChoice(PackagedInstructions):
             options = [sense["form"], *generator.sample(others, self.choices - 1)]
             generator.shuffle(options)
             question = f"Definition: {sense['sense']}\nWord:"
-            rows.append(
-                {"instruction": question, "output": sense["form"], "answer": sense["form"], "options": options}
-            )
+            rows.append({"instruction": question, "output": sense["form"], "answer": sense["form"], "options": options})
         return rows

@@ -18,4 +18,6 @@ class LinearProbe(Method):
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Leave the backbone frozen; raises InputError for a model without a task head."""
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise InputError("linear_probe trains a task head, and a language model has none (method=untuned measures it)")
+            raise InputError(
+                "linear_probe trains a task head, and a language model has none (method=untuned measures it)"
+            )

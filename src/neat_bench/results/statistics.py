@@ -78,7 +78,9 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
         "loss on": dataset.get("loss_on"),
         "scoring": dataset.get("scoring"),
         "template": dataset.get("template"),
-        "prompt": sha256_of_text(repr(dataset["templates"][dataset["template"]]))[:8] if "templates" in dataset else None,
+        "prompt": sha256_of_text(repr(dataset["templates"][dataset["template"]]))[:8]
+        if "templates" in dataset
+        else None,
         "longest input": dataset.get("max_length") if "templates" in dataset else None,
     }
     return {name: value for name, value in found.items() if value is not None}

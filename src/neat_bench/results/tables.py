@@ -129,7 +129,7 @@ def by_column(record: dict[str, Any]) -> list[dict[str, Any]]:
         flags = [flag.partition(": ")[2] for flag in record["flags"] if flag.startswith(f"{name}: ")]
         trained_on = record["config"]["dataset"].get("label_name") or record["names"]["task"]
         names = record["names"] | {"task": name, "trained_on": trained_on}
-        contamination = {name: found for key, found in record.get("contamination", {}).items() if key == name}
+        contamination = {key: found for key, found in record.get("contamination", {}).items() if key == name}
         views.append(record | {"names": names, "results": results, "flags": flags, "contamination": contamination})
     return views or [record]
 
@@ -198,7 +198,9 @@ def build_tables(
         if not (rows or beside):
             continue
         sources = {value.source: (value.citation, value.protocol) for value in chosen if value.model == model}
-        left_out = len({id(record["config"]) for record in of_group}) - len({id(record["config"]) for record in counted})
+        left_out = len({id(record["config"]) for record in of_group}) - len(
+            {id(record["config"]) for record in counted}
+        )
         notes = _contamination_notes(counted, spec.columns)
         tables.append(Table(spec, model, trained_on, protocol, rows, beside, sources, left_out, notes))
     return tables
@@ -240,6 +242,7 @@ def _published_rows(spec: TableSpec, values: list[Published]) -> list[PublishedR
         if column in same_name[-1]:
             same_name.append({})
         same_name[-1][column] = (value.value, value.std)
+
     def comparable(cells: dict[str, tuple[float, float | None]]) -> dict[str, tuple[float, float | None]]:
         """Leave out an average that is over other sets than the table's columns."""
         return cells if set(spec.columns) <= set(cells) else {k: v for k, v in cells.items() if k != AVERAGE}

@@ -116,10 +116,10 @@ class CausalLM:
         responses = [self.spec.response_form.replace("{answer}", option) for option in row["options"]]
         texts = [self.spec.chosen_template.answer(response) for response in responses]
         whole = [self._tokens(prompt, text) for text in texts]
-        fitted = [self._fitted(*each) for each in whole]
-        if any(start < 1 for _, start in fitted):
+        options = [self._fitted(*each) for each in whole]
+        if any(start < 1 for _, start in options):
             raise InputError(f"{self.spec.name}: an option exceeds dataset.max_length={self.spec.max_length} tokens")
-        ids, starts = [tokens for tokens, _ in fitted], [start for _, start in fitted]
+        ids, starts = [tokens for tokens, _ in options], [start for _, start in options]
         cut = any(len(tokens) < len(before) for tokens, (before, _) in zip(ids, whole, strict=True))
         return kept | {"input_ids": ids, "starts": starts, "length": max(map(len, ids)), "cut": cut}
 
@@ -153,13 +153,15 @@ class CausalLM:
             nested = self.spec.scoring == "loglikelihood"
             ids = [tokens for row in rows for tokens in row["input_ids"]] if nested else [r["input_ids"] for r in rows]
             width = max(map(len, ids))
-            batch = {
+            batch: dict[str, Any] = {
                 "input_ids": _padded(ids, width, self.tokenizer.pad_token_id),
                 "attention_mask": _padded([[1] * len(tokens) for tokens in ids], width, 0),
                 "id": torch.tensor([row["id"] for row in rows]),
             }
             if nested:
-                starts = [start + width - len(i) for r in rows for start, i in zip(r["starts"], r["input_ids"], strict=True)]
+                starts = [
+                    start + width - len(i) for r in rows for start, i in zip(r["starts"], r["input_ids"], strict=True)
+                ]
                 batch["starts"] = torch.tensor(starts)
                 batch["choices"] = [len(row["input_ids"]) for row in rows]
             return batch

@@ -54,6 +54,7 @@ class ImageTask(ClassificationTask):
 
     def encode(self, rows: Dataset, cache: Path, training: bool) -> Dataset:
         """Return rows with `labels`, `length` (1) and either `pixels` (resized, uint8 bytes) or `image`."""
+
         def label(row: dict[str, Any]) -> dict[str, Any]:
             return {"labels": row["label"], "length": 1}
 
