@@ -122,7 +122,7 @@ def test_a_column_without_image_bytes_is_named(tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     ({"normalization": "imagnet"}, "did you mean 'imagenet'"), ({"resize": "squish"}, "did you mean 'squash'"),
     ({"augmentation": "flip"}, "dataset.augmentation 'flip'"), ({"image_size": 4}, "at least 8"),
-    ({"classes": None}, "names\) or dataset.num_classes"),
+    ({"classes": None}, r"names\) or dataset.num_classes"),
 ])  # fmt: skip
 def test_bad_descriptions_are_named(tmp_path, options, message):
     with pytest.raises(InputError, match=message):

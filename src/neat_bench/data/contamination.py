@@ -27,9 +27,9 @@ def _runs(words: list[str]) -> Iterator[str]:
 def overlap(train: list[str], tests: dict[str, list[str]]) -> dict[str, dict[str, int]]:
     """Return for each test set how many items it has, how many training rows hold whole, and by 13-grams.
 
-    exact: items that equal a training row but for case and white space. ngram: items that share a run of 13 words with a training
-    row, runs in more than 10 training rows apart (the prompts' own wording). An item shorter than 13 words can
-    only count as exact.
+    exact: items that equal a training row but for case and white space. ngram: items that share a run of 13 words
+    with a training row, runs in more than 10 training rows apart (the prompts' own wording). An item shorter than
+    13 words can only count as exact.
     """
     items = {name: [(_plain(text), _words(text)) for text in texts] for name, texts in tests.items()}
     wanted = {run for texts in items.values() for _, words in texts for run in _runs(words)}

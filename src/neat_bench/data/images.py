@@ -25,10 +25,11 @@ RESIZES = ("crop", "squash")
 class ImageClassification(LabelledSpec):
     """Images (encoded bytes, or the hub's image struct of bytes and path) with a class.
 
-    num_classes: how many classes there are, where `classes` does not name them. image_size: pixels of the square the model sees. resize: crop (shorter side, then the centre) or squash
-    (both sides, as VTAB-1k does). augmentation: in training, none or crop_flip (random resized crop and
-    horizontal flip). normalization: imagenet, half or lite, the statistics the model was pretrained
-    with; it changes the number and is in the record.
+    num_classes: how many classes there are, where `classes` does not name them. image_size: pixels of the
+    square the model sees. resize: crop (shorter side, then the centre) or squash (both sides, as VTAB-1k does).
+    augmentation: in training, none or crop_flip (random resized crop and horizontal flip). normalization:
+    imagenet, half or lite, the statistics the model was pretrained with; it changes the number and is in the
+    record.
     """
 
     image: str = "image"

@@ -19,7 +19,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class NeedsHead(Protocol):
-    """What loading must know of a task: transformers' auto class, its head's outputs (0: none), whether it reads text."""
+    """What loading must know of a task: transformers' auto class, the head's outputs (0: none), if it reads text."""
 
     @property
     def auto_class(self) -> str: ...  # noqa: D102

@@ -162,7 +162,7 @@ class Trainer:
                         return
 
     def estimate_flops(self, model: nn.Module, task: Loss, batch: dict[str, Any]) -> float:
-        """Return the operations of the whole training (0 without any), from those of one batch by its tokens (or images)."""
+        """Return the operations of the whole training (0 without any), from those of one batch by its size."""
         if not self.timing.steps:
             return 0.0
         batch = send_to_device(batch, self.accelerator.device)
