@@ -49,7 +49,7 @@ def small(tiny_folder, tmp_path):
 
 
 @pytest.mark.parametrize("line", [line for line in RUNS if not any(name in line for name in EXAMPLES)])
-def test_every_run_command_runs(command, tiny_folder, glue_files, tmp_path, line):
+def test_every_run_command_runs(command, tiny_folder, glue_files, tmp_path, tmp_path_factory, line):
     arguments = shlex.split(line)[2:]
     if "experiment=glue" in line:  # hundreds of jobs: two of its cells; test_config composes the whole grid
         arguments += ["dataset=glue/rte,glue/cola", "method=neat", "seed=42"]
@@ -68,7 +68,9 @@ def test_every_run_command_runs(command, tiny_folder, glue_files, tmp_path, line
         arguments = [a for a in arguments if not a.startswith("seed")] + ["seed=0"]
         overrides = [o for o in overrides if not o.startswith("model.")]
         overrides += ["trainer.limit_train=4", "trainer.limit_evaluation=2", "trainer.evaluation_batch_size=2"]
-        overrides += ["trainer.batch_size=2"]
+        # converted once for all workers
+        cache = tmp_path_factory.getbasetemp().parent / "language_cache"
+        overrides += ["trainer.batch_size=2", f"paths.cache={cache}"]
     if "vision" in line:  # the packaged backbone itself, at two patches by two
         overrides = [o for o in overrides if not o.startswith("model.")] + ["dataset.image_size=28"]
     code, out, err = command(*arguments, *overrides)
