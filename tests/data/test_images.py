@@ -76,7 +76,7 @@ def test_crop_keeps_the_shape_of_things_and_squash_keeps_all_of_them(tmp_path):
     assert white["squash"] == pytest.approx(1 / 3, abs=0.05)
 
 
-def test_augmentation_is_of_training_images_only_and_follows_the_seed(tmp_path):
+def test_augmentation_is_of_training_images_only_and_follows_the_draw(tmp_path):
     rng = np.random.default_rng(0)
     images = [png((0, 0, 0))] * 3
     out = io.BytesIO()
@@ -86,9 +86,8 @@ def test_augmentation_is_of_training_images_only_and_follows_the_seed(tmp_path):
     fixed = task.encode(data.evaluation, tmp_path / "cache", training=False)
     collate = task.collator(training=True)
 
-    def batch(rows, seed):
-        torch.manual_seed(seed)
-        return collate([rows[3]])["pixel_values"]
+    def batch(rows, epoch):
+        return collate([rows[3] | {"draw": (0, epoch)}])["pixel_values"]
 
     assert torch.equal(batch(training, 0), batch(training, 0))
     assert not torch.equal(batch(training, 0), batch(training, 1))
@@ -180,7 +179,7 @@ def test_an_image_run_learns_and_reports_on_the_test_split(tmp_path):
     assert record["results"]["split_validation"]["accuracy"] == 1.0
     assert record["protocol"] == {"reported": "split_validation", "selection_items": 16, "report_items": 16}
     assert record["cost"]["training_flops_estimate"] > 0
-    assert record["config"]["dataset"]["normalization"] == "imagenet"
+    assert record["config"]["dataset"]["normalization"] == "half"
     items = pd.read_parquet(next((tmp_path / "results").rglob("*.items.parquet")))
     assert (items.part == "report").sum() == (items.part == "selection").sum()
 
@@ -197,3 +196,62 @@ def test_real_photographs_load_under_their_configs(name, tmp_path):
     task = make_task(spec, data)
     rows = task.encode(data.evaluation.select(range(4)), tmp_path, training=False)
     assert task.collator(training=True)([*rows])["pixel_values"].shape == (4, 3, 224, 224)
+
+
+def test_a_share_of_the_training_split_is_held_out_for_the_papers_sets():
+    for name in (
+        "stanford_cars",
+        "cifar100",
+        "dtd",
+        "fgvc_aircraft",
+        "resisc45",
+        "cifar10",
+        "eurosat",
+        "oxford_iiit_pet",
+    ):
+        config = build(compose([f"dataset=vision/{name}"]))
+        spec = config.dataset
+        assert (spec.evaluation_split, spec.holdout, spec.test_split) == (None, 0.1, "test")
+        assert (spec.normalization, spec.augmentation, spec.resize) == ("half", "crop_flip", "crop")
+        assert config.model.name == "vit_base_in21k"
+        assert spec.hub is not None
+    assert len(build(compose(["dataset=vision/stanford_cars"])).dataset.class_names()) == 196
+
+
+def test_a_data_set_takes_the_normalization_of_its_model():
+    for model, normalization in (("dinov2_s", "imagenet"), ("efficientnet_lite0", "lite"), ("vit_base_in21k", "half")):
+        overrides = ["dataset=packaged/digits", f"model={model}"]
+        assert build(compose(overrides)).dataset.normalization == normalization
+        assert build(compose([*overrides, "dataset.normalization=half"])).dataset.normalization == "half"
+
+
+def test_workers_draw_what_one_process_draws_and_leave_the_generator_alone(tmp_path):
+    from torch.utils.data import DataLoader
+
+    from neat_bench.training.batches import SeededRows
+
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(8):
+        out = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(out, format="PNG")
+        images.append(out.getvalue())
+    task, data = task_of(write(tmp_path, images, labels=[0, 1] * 4, augmentation="crop_flip"), tmp_path)
+    rows = SeededRows(task.encode(data.train, tmp_path / "cache", training=True), seed=5)
+
+    def epoch(number, **options):
+        rows.epoch = number
+        loader = DataLoader(rows, batch_size=4, collate_fn=task.collator(training=True), **options)
+        return torch.cat([batch["pixel_values"] for batch in loader])
+
+    torch.manual_seed(0)
+    task.collator(training=True)(rows.__getitems__([0, 1]))
+    drawn_after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn_after, torch.rand(1))
+    first = epoch(0)
+    assert torch.equal(first, epoch(0, num_workers=2, multiprocessing_context="fork"))
+    assert not torch.equal(first, epoch(1))
+    shuffled = DataLoader(rows, sampler=[7, 2], collate_fn=task.collator(training=True), batch_size=2)
+    rows.epoch = 0
+    assert torch.equal(next(iter(shuffled))["pixel_values"], first[[7, 2]])

@@ -89,9 +89,22 @@ def test_leads_needs_shared_seeds():
 def test_the_average_is_of_complete_seeds_only():
     table = only(runs("neat", [0.8, 0.9]) + runs("neat", [0.6], task="two") + runs("lora", [0.7, 0.8]))
     neat = next(row for row in table.rows if row.method == "neat")
-    assert neat.average(table.tasks) == {0: pytest.approx(0.7)}
+    assert neat.scores("average", SPEC) == {0: pytest.approx(0.7)}
     lora = next(row for row in table.rows if row.method == "lora")
-    assert lora.average(table.tasks) == {}
+    assert lora.scores("average", SPEC) == {}
+
+
+def test_groups_have_their_means_and_the_mean_of_those_is_not_the_average():
+    grouped = TableSpec(title="G", suite="s", columns={"one": "ONE", "two": "TWO", "three": "THREE"},
+                        groups={"Left": ["one", "two"], "Right": ["three"]})  # fmt: skip
+    made = runs("neat", [0.2]) + runs("neat", [0.4], task="two") + runs("neat", [0.9], task="three")
+    table = only(made, spec=grouped)
+    assert list(grouped.all_columns.values()) == ["ONE", "TWO", "Left", "THREE", "Right", "Mean of groups", "Average"]
+    assert "| NEAT | 0.3M | 1 | 20.0 | 40.0 | 30.0 | 90.0 | 90.0 | 60.0 | 50.0 | 10 | 500 |" in to_markdown(table)
+    half = only(made[1:], spec=grouped).rows[0]
+    assert (half.scores("Left", grouped), half.scores("average_of_groups", grouped)) == ({}, {})
+    with pytest.raises(InputError, match="do not hold each column once"):
+        TableSpec(title="G", suite="s", columns={"one": "ONE", "two": "TWO"}, groups={"Left": ["one"]})
 
 
 def test_variants_of_a_method_have_rows_of_their_own():

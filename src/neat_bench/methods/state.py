@@ -10,17 +10,23 @@ from torch import Tensor, nn
 
 from neat_bench.errors import InputError
 from neat_bench.files import write_whole
+from neat_bench.methods.base import keeps_statistics
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 
 
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what training moves: trainable parameters (head included, shared ones once) and running statistics."""
+    found = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for path, module in model.named_modules():
+        if keeps_statistics(module):
+            found |= {f"{path}.{name}": buffer for name, buffer in module.named_buffers()}
+    return found
+
+
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies on the CPU of all trainable parameters (head included), shared ones once."""
-    return {
-        name: parameter.detach().to("cpu", copy=True).contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    """Return copies on the CPU of what training moves."""
+    return {name: value.to("cpu", copy=True).contiguous() for name, value in trained_tensors(model).items()}
 
 
 def save_state(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
@@ -44,9 +50,9 @@ def load_state(folder: Path, model: nn.Module) -> None:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read {folder / WEIGHTS}: {error}") from None
-    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    own = trained_tensors(model)
     if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
         odd = sorted(state.keys() ^ own.keys())[:3] or "shapes"
         raise InputError(f"{folder / WEIGHTS} is of another model or method ({odd} differ)")
     for name, value in state.items():
-        own[name].data.copy_(value)
+        own[name].copy_(value)

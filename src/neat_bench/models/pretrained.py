@@ -45,7 +45,8 @@ class Pretrained:
     revision pins a commit of the hub's repository. pooling: native (transformers' own head for the
     architecture) or mean (over the tokens, for sentence encoders trained that way). dtype: of the frozen
     weights; adapters are float32 whatever it is. shape: transformers' config of the published model (model_type
-    and sizes), so that it can be built without weights. Only safetensors are read, and no remote code runs.
+    and sizes), so that it can be built without weights. normalization: of an image model, the pixel statistics
+    of its pretraining. Only safetensors are read, and no remote code runs.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Pretrained:
     pooling: str = "native"
     dtype: str = "float32"
     shape: dict[str, Any] | None = None
+    normalization: str | None = None
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:

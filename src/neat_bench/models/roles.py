@@ -86,14 +86,15 @@ def backbone_of(model: nn.Module) -> tuple[str, nn.Module]:
 def head_names(model: nn.Module) -> set[str]:
     """Return the names of the task head's parameters, which train under every method.
 
-    They are those outside transformers' base model, or timm's `head`. A language model's output
+    They are those outside transformers' base model, or timm's classifier. A language model's output
     embedding is part of the pretrained model, not a task head.
     """
-    names = {name for name, _ in model.named_parameters()}
     prefix, _ = backbone_of(model)
     if prefix:
+        names = {name for name, _ in model.named_parameters()}
         return {name for name in names if not name.startswith((prefix, "lm_head."))}
-    return {name for name in names if name.startswith("head.")}
+    head = {id(parameter) for parameter in model.get_classifier().parameters()}  # type: ignore[operator]
+    return {name for name, parameter in model.named_parameters() if id(parameter) in head}
 
 
 def architecture_of(model: nn.Module) -> Architecture:

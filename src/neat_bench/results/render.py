@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable
 
 from neat_bench.results.statistics import spread
-from neat_bench.results.tables import AVERAGE, PublishedRow, Row, Table
+from neat_bench.results.tables import PublishedRow, Row, Table
 
 MEBI = 2**20
 
@@ -27,8 +27,7 @@ def score_text(scores: Iterable[float], std: float | None) -> str:
 
 
 def _headings(table: Table) -> list[str]:
-    columns = [table.spec.columns.get(column, "Average") for column in table.columns]
-    return ["Method", "Params", "Seeds", *columns, "Time (s)", "Memory (MiB)"]
+    return ["Method", "Params", "Seeds", *table.spec.all_columns.values(), "Time (s)", "Memory (MiB)"]
 
 
 def _seeds(row: Row) -> str:
@@ -45,15 +44,10 @@ def _facts(row: Row) -> tuple[str, str, str]:
 
 
 def _published_cells(table: Table, row: PublishedRow) -> list[str]:
-    """Return the row's values, already in percent as its source prints them.
-
-    An average over other tasks than the table's is not shown: it would not be comparable.
-    """
-    complete = set(table.tasks) <= set(row.values)
+    """Return the row's values, already in percent as its source prints them."""
     texts = []
     for column in table.columns:
-        shown = column != AVERAGE or complete
-        value, std = row.values.get(column, (None, None)) if shown else (None, None)
+        value, std = row.values.get(column, (None, None))
         texts.append("" if value is None else f"{value:.1f}" if std is None else f"{value:.1f} ± {std:.1f}")
     return texts
 
@@ -107,7 +101,7 @@ def to_markdown(table: Table) -> str:
     for index, row in enumerate(table.rows):
         cells = []
         for column in table.columns:
-            scores = row.scores(column, table.tasks)
+            scores = row.scores(column, table.spec)
             text = score_text(scores.values(), spread(scores)) if scores else ""
             text = {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(marks[column].get(index, ""), text)
             cells.append(text)
@@ -152,7 +146,7 @@ def to_latex(table: Table) -> str:
     for index, row in enumerate(table.rows):
         cells = []
         for column in table.columns:
-            scores = row.scores(column, table.tasks)
+            scores = row.scores(column, table.spec)
             text = _escape_latex(score_text(scores.values(), spread(scores))) if scores else ""
             wrap = {"best": r"\textbf{%s}", "second": r"\underline{%s}"}.get(marks[column].get(index, ""), "%s")
             cells.append(wrap % text)

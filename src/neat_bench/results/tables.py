@@ -12,7 +12,7 @@ from neat_bench.errors import InputError
 from neat_bench.results.published import Published
 from neat_bench.results.statistics import Cell, conditions, leads, make_cell, variant_of
 
-AVERAGE = "average"
+AVERAGE, AVERAGE_OF_GROUPS = "average", "average_of_groups"
 # printed beside a task's own metric by some sources
 NOT_THE_COLUMNS_METRIC = ("peak_memory_gib", "train_time_s", "accuracy_mm", "spearman")
 
@@ -21,7 +21,9 @@ NOT_THE_COLUMNS_METRIC = ("peak_memory_gib", "train_time_s", "accuracy_mm", "spe
 class TableSpec:
     """A table as configs/table/<name>.yaml describes it.
 
-    columns: task -> heading. rows: methods in order; others follow. published: sources to show, in order.
+    columns: task -> heading. groups: heading -> tasks, each followed by its mean; the mean of these means then
+    stands beside the average over all tasks. rows: methods in order; others follow. published: sources to
+    show, in order.
     published_tasks: our task -> its name in the published files, where that differs. where: dotted record
     key -> value that a run must have to be in the table.
     """
@@ -29,10 +31,32 @@ class TableSpec:
     title: str
     suite: str
     columns: dict[str, str]
+    groups: dict[str, list[str]] = field(default_factory=dict)
     rows: list[str] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
     published_tasks: dict[str, str] = field(default_factory=dict)
     where: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        grouped = [task for tasks in self.groups.values() for task in tasks]
+        if self.groups and sorted(grouped) != sorted(self.columns):
+            raise InputError(f"table '{self.title}': the groups do not hold each column once")
+
+    @property
+    def all_columns(self) -> dict[str, str]:
+        """Every column with its heading: the tasks, the means of their groups, the averages."""
+        if not self.groups:
+            return self.columns | ({AVERAGE: "Average"} if len(self.columns) > 1 else {})
+        found: dict[str, str] = {}
+        for group, tasks in self.groups.items():
+            found |= {task: self.columns[task] for task in tasks} | {group: group}
+        return found | {AVERAGE_OF_GROUPS: "Mean of groups", AVERAGE: "Average"}
+
+    def parts(self, column: str) -> list[str]:
+        """Return what the column is the mean of: tasks, or groups; empty for a task."""
+        if column == AVERAGE:
+            return list(self.columns)
+        return list(self.groups) if column == AVERAGE_OF_GROUPS else self.groups.get(column, [])
 
 
 @dataclass(frozen=True)
@@ -43,18 +67,13 @@ class Row:
     label: str
     cells: dict[str, Cell]
 
-    def average(self, columns: list[str]) -> dict[int, float]:
-        """Return the mean over all columns for each seed that has them all; empty if none has."""
-        if any(task not in self.cells for task in columns):
-            return {}
-        seeds = set.intersection(*(set(self.cells[task].scores) for task in columns))
-        return {seed: float(np.mean([self.cells[task].scores[seed] for task in columns])) for seed in sorted(seeds)}
-
-    def scores(self, column: str, columns: list[str]) -> dict[int, float]:
-        """Return the scores by seed of a task or of the average."""
-        if column == AVERAGE:
-            return self.average(columns)
-        return self.cells[column].scores if column in self.cells else {}
+    def scores(self, column: str, spec: TableSpec) -> dict[int, float]:
+        """Return the scores by seed of a task, or of a mean for each seed that has all its parts."""
+        if column in self.cells:
+            return self.cells[column].scores
+        parts = [self.scores(part, spec) for part in spec.parts(column)]
+        seeds = set.intersection(*map(set, parts)) if parts else set()
+        return {seed: float(np.mean([scores[seed] for scores in parts])) for seed in sorted(seeds)}
 
 
 @dataclass(frozen=True)
@@ -91,14 +110,9 @@ class Table:
         return f"{self.model}, trained on {self.trained_on}" if self.trained_on else self.model
 
     @property
-    def tasks(self) -> list[str]:
-        """The tasks, in order."""
-        return list(self.spec.columns)
-
-    @property
     def columns(self) -> list[str]:
-        """The tasks and, where there is more than one, the average."""
-        return [*self.tasks, AVERAGE] if len(self.tasks) > 1 else self.tasks
+        """The tasks and the means over them, in order."""
+        return list(self.spec.all_columns)
 
     def marks(self, column: str) -> dict[int, str]:
         """Return row index -> "best" or "second" for a column.
@@ -106,7 +120,7 @@ class Table:
         The best mean is "best" only where it leads the runner-up beyond the noise of their shared seeds; else
         both are "second", so that nobody wins inside the noise.
         """
-        scored = {i: scores for i, row in enumerate(self.rows) if (scores := row.scores(column, self.tasks))}
+        scored = {i: scores for i, row in enumerate(self.rows) if (scores := row.scores(column, self.spec))}
         means = {i: float(np.mean(list(scores.values()))) for i, scores in scored.items()}
         ranked = sorted(means, key=lambda i: -means[i])
         if len(ranked) < 2:
@@ -231,7 +245,8 @@ def _rows(spec: TableSpec, records: list[dict[str, Any]], protocol: str) -> list
 
 def _published_rows(spec: TableSpec, values: list[Published]) -> list[PublishedRow]:
     """Group published values into rows, by source and label, in the order of spec.published."""
-    names = {spec.published_tasks.get(task, task): task for task in spec.columns} | {AVERAGE: AVERAGE}
+    averages = {AVERAGE, AVERAGE_OF_GROUPS} & set(spec.all_columns)
+    names = {spec.published_tasks.get(task, task): task for task in spec.columns} | {name: name for name in averages}
     rows: dict[tuple[str, str, str, str], list[dict[str, tuple[float, float | None]]]] = {}
     for value in values:
         if value.task not in names or value.metric in NOT_THE_COLUMNS_METRIC:
@@ -245,7 +260,7 @@ def _published_rows(spec: TableSpec, values: list[Published]) -> list[PublishedR
 
     def comparable(cells: dict[str, tuple[float, float | None]]) -> dict[str, tuple[float, float | None]]:
         """Leave out an average that is over other sets than the table's columns."""
-        return cells if set(spec.columns) <= set(cells) else {k: v for k, v in cells.items() if k != AVERAGE}
+        return cells if set(spec.columns) <= set(cells) else {k: v for k, v in cells.items() if k not in averages}
 
     found = [
         PublishedRow(label, method, params, source, comparable(cells))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+@contextmanager
+def _drawn(seed: tuple[int, ...]) -> Iterator[None]:
+    """Draw from the seed inside, and leave torch's generator as it was."""
+    import torch
+
+    state = torch.get_rng_state()
+    # not torch.manual_seed, which would touch the GPU's generators as well
+    torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageTask(ClassificationTask):
     """A classifier on an image encoder, with transformers' head for the architecture (or timm's).
 
     Where nothing is random, an image is decoded and resized once and cached as bytes; with crop_flip the
-    training images are decoded and cut anew each time.
+    training images are decoded and cut anew each time, as (order seed, epoch, id) say.
     """
 
     spec: ImageClassification
@@ -80,7 +95,9 @@ class ImageTask(ClassificationTask):
         def pixels(row: dict[str, Any]) -> np.ndarray:
             if "pixels" in row:
                 return np.frombuffer(row["pixels"], np.uint8).reshape(size, size, 3)
-            return np.asarray(augment(self.decode(row["image"], row["where"])))
+            image = self.decode(row["image"], row["where"])
+            with _drawn((*row.get("draw", (0, 0)), row["id"])):
+                return np.asarray(augment(image))
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
             stacked = torch.from_numpy(np.stack([pixels(row) for row in rows]))

@@ -47,8 +47,10 @@ class SequenceClassification(ClassificationTask):
 
         pad = DataCollatorWithPadding(self.tokenizer)
 
+        used = (*self.tokenizer.model_input_names, "labels", "id")
+
         def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            return pad([{name: row[name] for name in row if name != "length"} for row in rows])
+            return pad([{name: row[name] for name in used if name in row} for row in rows])
 
         return collate
 

@@ -1,11 +1,15 @@
-"""Which rows make a batch: similar lengths together, in an order that seed and epoch decide."""
+"""Which rows make a batch, in an order that seed and epoch decide, and the seed of what is random in a row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
+
+if TYPE_CHECKING:
+    from datasets import Dataset as Rows
 
 POOL_BATCHES = 50
 
@@ -54,3 +58,20 @@ class LengthBucketedBatches(Sampler[list[int]]):
         for step in self.step_batches():
             for at in range(0, len(step), self.batch_size):
                 yield step[at : at + self.batch_size]
+
+
+class SeededRows(Dataset):
+    """Encoded rows with `draw`, (seed, epoch): with a row's id, the seed of its augmentation.
+
+    So what is drawn depends neither on the number of worker processes nor on what was drawn before.
+    """
+
+    def __init__(self, rows: Rows, seed: int) -> None:
+        self.rows, self.seed, self.epoch = rows, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        draw = {"draw": (self.seed, self.epoch)}
+        return [row | draw for row in self.rows.__getitems__(indices)]

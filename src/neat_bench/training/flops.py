@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from neat_bench.methods.base import set_training
+
 
 def training_flops(
     model: nn.Module, loss: Callable[[nn.Module, dict[str, Tensor]], Tensor], batch: dict[str, Tensor]
@@ -15,7 +17,7 @@ def training_flops(
 
     torch counts matrix products, convolutions and attention (a multiply-add is two), not element-wise work.
     """
-    model.train()
+    set_training(model)
     counter = FlopCounterMode(display=False)
     with counter:
         loss(model, batch).backward()

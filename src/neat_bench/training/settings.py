@@ -20,7 +20,8 @@ class TrainerSettings:
     once an epoch. patience: stop after so many evaluations without a better selection metric, None
     for never. limit_train, limit_evaluation: keep the first rows only, for quick checks. device: auto
     (CUDA or Apple's MPS where there is one) or cpu. log_every: optimizer steps between log lines.
-    save_adapter: keep the trained parameters of the reported epoch beside the record.
+    workers: processes that make batches, None for several beside a GPU and none beside a CPU; they change no
+    number. save_adapter: keep the trained parameters of the reported epoch beside the record.
     """
 
     epochs: int = 3
@@ -36,6 +37,7 @@ class TrainerSettings:
     limit_evaluation: int | None = None
     device: str = "auto"
     log_every: int = 10
+    workers: int | None = None
     save_adapter: bool = False
 
     def __post_init__(self) -> None:
@@ -44,6 +46,8 @@ class TrainerSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"trainer.{name} is at least 1, not {value}")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"trainer.workers is not negative; got {self.workers}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise InputError(f"trainer.clip_norm is above 0 (null for no clipping), not {self.clip_norm}")
         if self.precision not in PRECISIONS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from neat_bench.errors import InputError
-from neat_bench.training.batches import LengthBucketedBatches
+from neat_bench.methods.base import set_training
+from neat_bench.training.batches import LengthBucketedBatches, SeededRows
 from neat_bench.training.flops import training_flops
 from neat_bench.training.optimizers import Optimizer
 from neat_bench.training.schedules import Schedule
@@ -126,14 +128,16 @@ class Trainer:
             total = min(total, settings.max_steps)
             epochs = math.ceil(total / sampler.steps)
         schedule = self.schedule.build(optimizer, total)
-        loader = DataLoader(rows.with_format(None), batch_sampler=sampler, collate_fn=collate)
+        seeded = SeededRows(rows.with_format(None), order_seed)
+        loader = DataLoader(seeded, batch_sampler=sampler, collate_fn=collate, **self._workers())
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         progress = tqdm(total=total, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         best, waited = -math.inf, 0
         self.timing.start()
         for epoch in range(epochs):
             sampler.set_epoch(epoch)
-            model.train()
+            seeded.epoch = epoch
+            set_training(model)
             loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
             for micro_batches in self._optimizer_steps(loader, sampler):
                 loss, norm = self._step(model, task, optimizer, micro_batches)
@@ -151,7 +155,7 @@ class Trainer:
                     train_loss = self._finite(loss_sum / loss_steps)
                     self.timing.lap()
                     metrics, score = evaluate(accelerator.unwrap_model(model), epoch, step, train_loss)
-                    model.train()
+                    set_training(model)
                     self.timing.start()
                     self.log({f"eval/{name}": value for name, value in metrics.items()}, step)
                     self._say(progress, epoch, epochs, train_loss, metrics)
@@ -168,6 +172,14 @@ class Trainer:
         batch = send_to_device(batch, self.accelerator.device)
         size = batch["input_ids"].numel() if "input_ids" in batch else len(batch["labels"])
         return training_flops(model, task.loss, batch) / size * (self.timing.tokens or self.timing.items)
+
+    def _workers(self) -> dict[str, Any]:
+        """Return the loader's options: on a GPU, processes that decode while it computes, unless told otherwise."""
+        workers = self.settings.workers
+        if workers is None:
+            workers = min(8, (os.cpu_count() or 1) - 1) if self.accelerator.device.type == "cuda" else 0
+        # collators hold the tokenizer or transforms and are not pickled
+        return {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
 
     def _optimizer_steps(self, loader: DataLoader, sampler: LengthBucketedBatches) -> Iterator[list[dict[str, Tensor]]]:
         """Yield the micro-batches of each optimizer step of one epoch."""

