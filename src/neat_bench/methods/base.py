@@ -41,8 +41,19 @@ class LinearRows:
         return F.linear(x, self.weight, self.bias)
 
 
+@dataclass
+class _OnceAStep:
+    """What `AdaptedMap.shared` keeps in an optimizer step: a value, and a copy that collects its gradient."""
+
+    value: Tensor | None = None
+    copy: Tensor | None = None
+    last: bool = False
+
+
 class AdaptedMap(nn.Module):
     """What a method makes of one frozen linear map y = x W^T + b (W: out x in)."""
+
+    _once: _OnceAStep | None = None
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the weight (out x in) and bias (out) that the adapted map amounts to."""
@@ -51,6 +62,39 @@ class AdaptedMap(nn.Module):
     def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
         """Apply the adapted map to x (... x in); override where that is cheaper than through `merged`."""
         return F.linear(x, *self.merged(linear.weight, linear.bias))
+
+    def of_weight(self, weight: Tensor) -> Tensor:
+        """Return what depends on parameters and the frozen weight alone, not on an input (such as NEAT's Z)."""
+        raise NotImplementedError
+
+    def shared(self, weight: Tensor) -> Tensor:
+        """Return `of_weight(weight)`, computed once in an optimizer step of several micro-batches.
+
+        The earlier micro-batches collect its gradient on a copy; in the last one's backward pass the sum of
+        all goes through the computation, once.
+        """
+        once = self._once
+        if once is None:
+            return self.of_weight(weight)
+        if once.value is None:
+            with torch.enable_grad():
+                once.value = self.of_weight(weight)
+            once.copy = once.value.detach().requires_grad_() if once.value.requires_grad else None
+        if once.copy is None:
+            return once.value
+        if not once.last:
+            return once.copy
+        if once.copy.grad is not None:
+            collected, once.copy.grad = once.copy.grad, None
+            once.value.register_hook(lambda gradient: gradient + collected)
+        return once.value
+
+    def begin(self, micro_batch: int, of: int) -> None:
+        """Say which micro-batch of the optimizer step comes next (from 0) and how many it has."""
+        if micro_batch == 0:
+            self._once = _OnceAStep() if of > 1 else None
+        if self._once is not None:
+            self._once.last = micro_batch == of - 1
 
 
 class AdaptedLinear(nn.Module):
@@ -260,6 +304,11 @@ def set_training(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not keeps_statistics(module):
             module.eval()
+
+
+def adapted_maps(model: nn.Module) -> list[AdaptedMap]:
+    """Return every adapted map of the model."""
+    return [module for module in model.modules() if isinstance(module, AdaptedMap)]
 
 
 def _adapted_layers(model: nn.Module) -> list[AdaptedLinear]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neat_bench.methods.base import LinearRows, check_rank
 from neat_bench.methods.lora import LoRA, LoRAMap
+from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.models.roles import Place
 
 
@@ -18,33 +20,37 @@ class DoRAMap(LoRAMap):
     def __init__(self, weight: Tensor, rank: int, scale: float, dropout: float) -> None:
         super().__init__(weight, rank, scale, dropout)
         self.to(weight.device)
-        self.magnitude = nn.Parameter(self._row_norms(weight.detach()))
+        widest = torch.promote_types(weight.dtype, self.A.dtype)
+        norms = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=widest).to(self.A.dtype)
+        self.magnitude = nn.Parameter(norms)
+        self.register_buffer("square_norms", norms.square(), persistent=False)  # of the frozen rows
 
     @torch.no_grad()
-    def _row_norms(self, weight: Tensor) -> Tensor:
+    def of_weight(self, weight: Tensor) -> Tensor:
         """Return ||W0 + s B A|| per row, outside the gradient as in the paper's section 4.3.
 
         Expanded as ||W0||^2 + 2 s <W0, B A> + ||s B A||^2, so that no out x in matrix is formed.
         """
-        weight = weight.to(self.A.dtype)
         B = self.scale * self.B
-        cross = (B * (weight @ self.A.t())).sum(dim=1)
-        square = ((B @ (self.A @ self.A.t())) * B).sum(dim=1)
-        return (weight.square().sum(dim=1) + 2 * cross + square).clamp_min(0).sqrt()
+        with torch.autocast(weight.device.type, enabled=False):
+            cross = (B * F.linear(weight, self.A.to(weight.dtype))).sum(dim=1)
+            square = ((B @ (self.A @ self.A.t())) * B).sum(dim=1)
+        return (self.square_norms + 2 * cross + square).clamp_min(0).sqrt()
 
-    def _gain(self, weight: Tensor) -> Tensor:
+    def _gain(self, norms: Tensor) -> Tensor:
         """Return m / ||V|| per output row; an all-zero row keeps its zero."""
-        return self.magnitude / self._row_norms(weight).clamp_min(torch.finfo(self.A.dtype).tiny)
+        return self.magnitude / norms.clamp_min(torch.finfo(self.A.dtype).tiny)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return m V / ||V|| with V = W0 + s B A."""
         direction, _ = super().merged(weight, None)
-        return self._gain(weight)[:, None] * direction, bias
+        return self._gain(self.of_weight(weight))[:, None] * direction, bias
 
     def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
         """Apply (x W0^T + s (x A^T) B^T) m / ||V|| + b."""
-        bias = 0 if linear.bias is None else linear.bias
-        return (linear(x) - bias + self.update(x)) * self._gain(linear.weight) + bias
+        moved = low_rank_linear(x, linear, self.A, self.B, self.scale, self.dropout, bias=False)
+        gain = self._gain(self.shared(linear.weight)).to(moved.dtype)
+        return moved * gain if linear.bias is None else torch.addcmul(linear.bias.to(moved.dtype), moved, gain)
 
 
 @dataclass(kw_only=True)

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
 from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, check_rank
+from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.models.roles import Place
 
 
@@ -30,13 +30,9 @@ class LoRAMap(AdaptedMap):
         """Return W0 + s B A."""
         return weight + self.scale * (self.B @ self.A), bias
 
-    def update(self, x: Tensor) -> Tensor:
-        """Return s (x A^T) B^T, ... x out."""
-        return F.linear(F.linear(self.dropout(x), self.A), self.scale * self.B)
-
     def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
         """Apply x W0^T + b + s (x A^T) B^T."""
-        return linear(x) + self.update(x)
+        return low_rank_linear(x, linear, self.A, self.B, self.scale, self.dropout)
 
 
 @dataclass(kw_only=True)

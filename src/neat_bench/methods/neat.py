@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from neat_bench.errors import InputError, nearest
 from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, check_rank
+from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.models.roles import Place
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -52,24 +53,28 @@ class NEATMap(AdaptedMap):
         self.scale, self.activation = scale, ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
 
-    def hidden(self, weight: Tensor) -> Tensor:
-        """Return Z, in x r: everything before the last, linear map."""
-        z = self.activation(self.A(weight.t().to(self.A.weight.dtype)))
-        skips = []
-        for encoder in self.encoders:
-            skips.append(z)
-            z = self.activation(encoder(z))
-        for decoder in self.decoders:
-            z = self.activation(decoder(z)) + skips.pop()
+    def of_weight(self, weight: Tensor) -> Tensor:
+        """Return Z transposed, r x in: everything before the last, linear map.
+
+        The weight is read in its own dtype, whatever autocast says, so that no copy of it is made.
+        """
+        with torch.autocast(weight.device.type, enabled=False):
+            z = self.activation((self.A.weight.to(weight.dtype) @ weight).to(self.A.weight.dtype))
+            skips = []
+            for encoder in self.encoders:
+                skips.append(z)
+                z = self.activation(encoder.weight @ z)
+            for decoder in self.decoders:
+                z = self.activation(decoder.weight @ z) + skips.pop()
         return z
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return W0 + s B Z^T."""
-        return weight + self.scale * (self.B @ self.hidden(weight).t()), bias
+        return weight + self.scale * (self.B @ self.of_weight(weight)), bias
 
     def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
         """Apply x W0^T + b + s (x Z) B^T; the update, out x in, is never formed."""
-        return linear(x) + F.linear(self.dropout(x) @ self.hidden(linear.weight), self.scale * self.B)
+        return low_rank_linear(x, linear, self.shared(linear.weight), self.B, self.scale, self.dropout)
 
 
 @dataclass(kw_only=True)

@@ -22,8 +22,10 @@ class _ScaleBias(nn.Module):
 
     def edit(self, hidden: Tensor) -> Tensor:
         """Return l * h + b."""
-        hidden = hidden if self.scale is None else hidden * self.scale
-        return hidden if self.bias is None else hidden + self.bias
+        scale, bias = (None if vector is None else vector.to(hidden.dtype) for vector in (self.scale, self.bias))
+        if scale is None or bias is None:
+            return hidden * scale if bias is None else hidden + bias  # type: ignore[operator]
+        return torch.addcmul(bias, hidden, scale)
 
 
 class REDMap(_ScaleBias, AdaptedMap):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import set_training
+from neat_bench.methods.base import adapted_maps, set_training
 from neat_bench.training.batches import LengthBucketedBatches, SeededRows
 from neat_bench.training.flops import training_flops
 from neat_bench.training.optimizers import Optimizer
@@ -201,7 +201,10 @@ class Trainer:
         weights = [task.weight(batch) for batch in micro_batches]
         whole = sum(weights)
         total = torch.zeros((), device=self.accelerator.device)
+        maps = adapted_maps(model)
         for index, batch in enumerate(micro_batches):
+            for adapted in maps:
+                adapted.begin(index, len(micro_batches))
             last = index == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 loss = task.loss(model, batch) * (weights[index] / whole)

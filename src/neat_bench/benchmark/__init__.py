@@ -1,0 +1,1 @@
+"""Speed and memory of the methods, beside peft and transformers' Trainer."""
