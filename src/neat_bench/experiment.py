@@ -16,9 +16,12 @@ from neat_bench.results.store import record_path, stored, write_record
 from neat_bench.tasks import make_task
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import nn
 
     from neat_bench.evaluation.evaluator import Evaluator
+    from neat_bench.tasks import Task
+    from neat_bench.training.prefix import PrefixCache
     from neat_bench.training.trainer import Trainer
 
 
@@ -68,6 +71,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     train_rows = task.encode(data.train, cache / "encoded", training=True)
     evaluation_rows = task.encode(data.evaluation, cache / "encoded", training=False)
     collate = task.collator(training=True)
+    caches = _prefix_caches(config, model, task, train_rows, evaluation_rows)
     evaluator = Evaluator(
         task,
         evaluation_rows,
@@ -79,9 +83,12 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         config.trainer.evaluation_batch_size,
         accelerator,
         config.trainer.save_adapter,
+        caches["evaluation"],
     )
     _start_logging(config)
-    trainer = Trainer(config.trainer, config.optimizer, config.scheduler, accelerator, config.logger.log)
+    trainer = Trainer(
+        config.trainer, config.optimizer, config.scheduler, accelerator, config.logger.log, caches["training"]
+    )
     torch.manual_seed(seeds["dropout"])
     trainer.fit(model, task, head_names(model), train_rows, collate, seeds["order"], evaluator)
 
@@ -106,6 +113,21 @@ def _masks(config: Config, data: Data) -> tuple[np.ndarray, np.ndarray]:
         return data.selects, ~data.selects
     selects = split_evaluation(len(data.evaluation), config.dataset.selection_items, config.seed)
     return selects, np.ones_like(selects)
+
+
+def _prefix_caches(
+    config: Config, model: nn.Module, task: Task, train_rows: Dataset, evaluation_rows: Dataset
+) -> dict[str, PrefixCache | None]:
+    """Return what keeps the frozen prefix's outputs in training and in evaluation, where asked for and possible."""
+    from neat_bench.training.prefix import FrozenPrefix, PrefixCache
+
+    caches: dict[str, PrefixCache | None] = {"training": None, "evaluation": None}
+    if config.trainer.cache_frozen_prefix:
+        prefix, folder = FrozenPrefix(model), Path(config.paths.cache)
+        caches["training"] = PrefixCache(prefix, train_rows, folder, config.trainer.prefix_cache_gb)
+        if task.predicts_in_one_pass:
+            caches["evaluation"] = PrefixCache(prefix, evaluation_rows, folder, config.trainer.prefix_cache_gb)
+    return caches
 
 
 def _start_logging(config: Config) -> None:
@@ -182,6 +204,7 @@ def _make_record(
             **trainer.timing.as_dict(),
             **records.peak_memory(device),
             "evaluation_seconds": evaluator.seconds,
+            "cached_blocks": 0 if trainer.prefix is None else len(trainer.prefix.prefix.blocks),
         },
         "flags": [
             f"{name}: {flag}" if name else flag

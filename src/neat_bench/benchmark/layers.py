@@ -75,7 +75,7 @@ def theirs(config: Callable[[], Any]) -> Callable[[nn.Linear], nn.Module]:
     def build(linear: nn.Linear) -> nn.Module:
         import peft
 
-        return peft.inject_adapter_in_model(config(), nn.ModuleDict({"query": linear}))["query"]
+        return peft.inject_adapter_in_model(config(), nn.ModuleDict({"query": linear})).get_submodule("query")
 
     return build
 
@@ -87,7 +87,7 @@ def contestants(rank: int) -> dict[str, Callable[[nn.Linear], nn.Module]]:
     def named(name: str) -> dict[str, Any]:
         return {"name": name, "label": name, "targets": ["query"]}
 
-    place = {"target_modules": ["query"], "r": rank}
+    place: dict[str, Any] = {"target_modules": ["query"], "r": rank}
     return {
         "lora": ours(LoRA(rank=rank, alpha=rank, **named("lora"))),
         "dora": ours(DoRA(rank=rank, alpha=rank, **named("dora"))),

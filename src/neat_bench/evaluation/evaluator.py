@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from neat_bench.evaluation.protocols import Scores, apply_protocols
 from neat_bench.methods.base import merge, unmerge
 from neat_bench.methods.state import trained_state
 from neat_bench.tasks.predictions import Predictions
+from neat_bench.training.prefix import PrefixCache
 
 
 class Predicts(Protocol):
@@ -50,6 +52,7 @@ class Evaluator:
         batch_size: int,
         accelerator: Accelerator,
         keep_state: bool,
+        prefix: PrefixCache | None = None,
     ) -> None:
         """Prepare to evaluate `rows`; `metrics[0]` selects.
 
@@ -58,7 +61,7 @@ class Evaluator:
         """
         self.task, self.rows, self.metrics, self.protocol = task, rows, metrics, protocol
         self.selects, self.counts, self.sets = selects, counts, sets
-        self.accelerator, self.keep_state = accelerator, keep_state
+        self.accelerator, self.keep_state, self.prefix = accelerator, keep_state, prefix
         self.functions = {name: load_metric(name) for name in metrics}
         # longest first: no batch mixes lengths, and a lack of memory shows at once
         order = np.argsort(-np.asarray(rows["length"]), kind="stable")
@@ -78,9 +81,9 @@ class Evaluator:
         progress = tqdm(self.loader, desc="evaluating", leave=False, disable=not sys.stderr.isatty())
         try:
             for batch in progress:
-                found = self.accelerator.pad_across_processes(
-                    self.task.predict(model, batch), dim=1, pad_index=self.task.padding
-                )
+                with nullcontext() if self.prefix is None else self.prefix.reusing(batch):
+                    outputs_of_batch = self.task.predict(model, batch)
+                found = self.accelerator.pad_across_processes(outputs_of_batch, dim=1, pad_index=self.task.padding)
                 gathered, where = self.accelerator.gather_for_metrics((found, batch["id"]))
                 for item, output in zip(where.tolist(), gathered.cpu().numpy(), strict=True):
                     outputs[item] = output

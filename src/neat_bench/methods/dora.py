@@ -17,13 +17,15 @@ from neat_bench.models.roles import Place
 class DoRAMap(LoRAMap):
     """LoRA's factors and a magnitude for each output row; see DoRA."""
 
+    square_norms: Tensor  # of the frozen rows
+
     def __init__(self, weight: Tensor, rank: int, scale: float, dropout: float) -> None:
         super().__init__(weight, rank, scale, dropout)
         self.to(weight.device)
         widest = torch.promote_types(weight.dtype, self.A.dtype)
         norms = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=widest).to(self.A.dtype)
         self.magnitude = nn.Parameter(norms)
-        self.register_buffer("square_norms", norms.square(), persistent=False)  # of the frozen rows
+        self.register_buffer("square_norms", norms.square(), persistent=False)
 
     @torch.no_grad()
     def of_weight(self, weight: Tensor) -> Tensor:

@@ -20,9 +20,7 @@ class _LowRankLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
         """Return y, tokens x out."""
         h = x @ A.t()
         ctx.save_for_backward(x, weight, A, B, h)
@@ -32,7 +30,7 @@ class _LowRankLinear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, A and B."""
         x, weight, A, B, h = ctx.saved_tensors
         into_h = (gradient @ B).mul_(ctx.scale)
@@ -63,9 +61,7 @@ def low_rank_linear(
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     if type(linear) in (nn.Linear, LinearRows) and not (dropout.training and dropout.p) and not _trains(linear):
         rows = rows.to(dtype)
-        y = _LowRankLinear.apply(
-            rows, linear.weight, linear.bias if bias else None, A.to(dtype), B.to(dtype), scale
-        )
+        y = _LowRankLinear.apply(rows, linear.weight, linear.bias if bias else None, A.to(dtype), B.to(dtype), scale)
     else:
         y = linear(rows)
         if not bias and linear.bias is not None:

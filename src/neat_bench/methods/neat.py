@@ -63,9 +63,9 @@ class NEATMap(AdaptedMap):
             skips = []
             for encoder in self.encoders:
                 skips.append(z)
-                z = self.activation(encoder.weight @ z)
+                z = self.activation(encoder(z.t()).t())
             for decoder in self.decoders:
-                z = self.activation(decoder.weight @ z) + skips.pop()
+                z = self.activation(decoder(z.t()).t()) + skips.pop()
         return z
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

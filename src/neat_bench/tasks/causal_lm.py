@@ -45,6 +45,8 @@ class CausalLM:
             tokenizer.pad_token = tokenizer.eos_token
         return replace(self, tokenizer=tokenizer)
 
+    predicts_in_one_pass = False  # generation takes many, and by likelihood an item has several rows
+
     @property
     def padding(self) -> int:
         """What fills the generated tokens of a shorter batch."""
@@ -126,7 +128,7 @@ class CausalLM:
     def collator(self, training: bool) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Return a function from rows to a left-padded batch: `input_ids`, `attention_mask` and more.
 
-        Training: `labels`, `items` (examples) and `keep` (how many last positions have a loss). By likelihood an
+        Training: `labels`, `id`, `items` (examples) and `keep` (how many last positions have a loss). By likelihood an
         item's options are rows of the batch; `starts` (one a row) and `choices` (options an item) tell them apart.
         """
         import torch
@@ -137,6 +139,7 @@ class CausalLM:
             batch = {
                 "input_ids": _padded([row["input_ids"] for row in rows], width, self.tokenizer.pad_token_id),
                 "labels": _padded([row["labels"] for row in rows], width, IGNORED),
+                "id": torch.tensor([row["id"] for row in rows]),
                 "items": sum(row.get("items", 1) for row in rows),
                 # the logits at a position predict the next one
                 "keep": min(width, width - first + 1),

@@ -38,6 +38,9 @@ class TrainerSettings:
     device: str = "auto"
     log_every: int = 10
     workers: int | None = None
+    cache_frozen_prefix: bool = False
+    prefix_cache_gb: float = 8.0
+    compile: bool = False
     save_adapter: bool = False
 
     def __post_init__(self) -> None:
@@ -46,6 +49,10 @@ class TrainerSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"trainer.{name} is at least 1, not {value}")
+        if self.cache_frozen_prefix and self.compile:
+            raise InputError("trainer.cache_frozen_prefix and trainer.compile exclude each other: turn one off")
+        if self.prefix_cache_gb <= 0:
+            raise InputError(f"trainer.prefix_cache_gb is above 0, not {self.prefix_cache_gb}")
         if self.workers is not None and self.workers < 0:
             raise InputError(f"trainer.workers is not negative; got {self.workers}")
         if self.clip_norm is not None and self.clip_norm <= 0:

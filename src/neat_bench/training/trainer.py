@@ -24,6 +24,7 @@ from neat_bench.methods.base import adapted_maps, set_training
 from neat_bench.training.batches import LengthBucketedBatches, SeededRows
 from neat_bench.training.flops import training_flops
 from neat_bench.training.optimizers import Optimizer
+from neat_bench.training.prefix import PrefixCache
 from neat_bench.training.schedules import Schedule
 from neat_bench.training.settings import PRECISIONS, TrainerSettings
 
@@ -91,6 +92,13 @@ def make_accelerator(settings: TrainerSettings) -> Accelerator:
     )
 
 
+def compile_model(model: nn.Module, **options: Any) -> None:
+    """Let torch.compile take the model's forward and backward, for batches of any length."""
+    # a method's scale is a constant; as a symbol it breaks the capture of DoRA's second use of it (torch 2.13)
+    torch._dynamo.config.specialize_float = True
+    model.compile(dynamic=True, **options)
+
+
 @dataclass
 class Trainer:
     """Fits the trainable parameters of a model on encoded rows with a `length` column."""
@@ -100,6 +108,7 @@ class Trainer:
     schedule: Schedule
     accelerator: Accelerator
     log: Log
+    prefix: PrefixCache | None = None
     timing: Timing = field(default_factory=Timing)
 
     def fit(
@@ -122,6 +131,8 @@ class Trainer:
             self.log({f"eval/{name}": value for name, value in metrics.items()}, 0)
             return
         sampler = LengthBucketedBatches(rows["length"], settings.batch_size, settings.accumulation, order_seed)
+        if settings.compile:
+            compile_model(model)
         optimizer = self.optimizer.build(self.optimizer.groups(model, head))
         epochs, total = settings.epochs, sampler.steps * settings.epochs
         if settings.max_steps is not None:
@@ -137,7 +148,7 @@ class Trainer:
         for epoch in range(epochs):
             sampler.set_epoch(epoch)
             seeded.epoch = epoch
-            set_training(model)
+            self._set_training(model)
             loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
             for micro_batches in self._optimizer_steps(loader, sampler):
                 loss, norm = self._step(model, task, optimizer, micro_batches)
@@ -155,7 +166,7 @@ class Trainer:
                     train_loss = self._finite(loss_sum / loss_steps)
                     self.timing.lap()
                     metrics, score = evaluate(accelerator.unwrap_model(model), epoch, step, train_loss)
-                    set_training(model)
+                    self._set_training(model)
                     self.timing.start()
                     self.log({f"eval/{name}": value for name, value in metrics.items()}, step)
                     self._say(progress, epoch, epochs, train_loss, metrics)
@@ -164,6 +175,11 @@ class Trainer:
                     if at_end or (settings.patience is not None and waited >= settings.patience):
                         progress.close()
                         return
+
+    def _set_training(self, model: nn.Module) -> None:
+        set_training(model)
+        if self.prefix is not None:
+            self.prefix.prefix.set_inference()
 
     def estimate_flops(self, model: nn.Module, task: Loss, batch: dict[str, Any]) -> float:
         """Return the operations of the whole training (0 without any), from those of one batch by its size."""
@@ -206,7 +222,8 @@ class Trainer:
             for adapted in maps:
                 adapted.begin(index, len(micro_batches))
             last = index == len(micro_batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            reusing = nullcontext() if self.prefix is None else self.prefix.reusing(batch)
+            with nullcontext() if last else self.accelerator.no_sync(model), reusing:
                 loss = task.loss(model, batch) * (weights[index] / whole)
                 self.accelerator.backward(loss)
             total += loss.detach()
