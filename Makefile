@@ -6,7 +6,7 @@ PINS   := pyproject.toml constraints.txt requirements-packaged.txt
 # The stamp carries the pins' checksum, so a fresh clone beside an installed .venv installs nothing.
 STAMP  := $(VENV)/.installed-$(shell cat $(PINS) | cksum | cut -d' ' -f1)
 
-.PHONY: help install demo test tables lint clean
+.PHONY: help install demo test tables bench lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ test: $(STAMP)  ## run the test suite
 
 tables: $(STAMP)  ## turn results/ into markdown, LaTeX and CSV under results/tables
 	$(PY) scripts/make_tables.py
+
+bench: $(STAMP)  ## time and memory of each method beside peft's; make bench DEVICE=cuda on a GPU
+	$(PY) scripts/bench_methods.py --device $(or $(DEVICE),cpu)
 
 lint: $(STAMP)  ## ruff, mypy and the layer contract
 	$(VENV)/bin/ruff check .
