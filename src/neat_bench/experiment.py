@@ -87,7 +87,13 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     )
     _start_logging(config)
     trainer = Trainer(
-        config.trainer, config.optimizer, config.scheduler, accelerator, config.logger.log, caches["training"]
+        config.trainer,
+        config.optimizer,
+        config.scheduler,
+        accelerator,
+        config.logger.log,
+        config.method,
+        caches["training"],
     )
     torch.manual_seed(seeds["dropout"])
     trainer.fit(model, task, head_names(model), train_rows, collate, seeds["order"], evaluator)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from neat_bench.errors import InputError
 from neat_bench.experiment import path_of, run
+from neat_bench.methods.full import Full
 from neat_bench.training.optimizers import SGD
 from neat_bench.training.schedules import Schedule
 from neat_bench.training.settings import TrainerSettings
@@ -42,6 +43,7 @@ def fit(evaluate=None, log=None, lr=0.05, **settings):
         schedule,
         make_accelerator(options),
         log or (lambda values, step: None),
+        Full(name="full", label="Full"),
     )
 
     def collate(rows):

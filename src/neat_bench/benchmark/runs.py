@@ -54,7 +54,12 @@ def ours(config: Config, task: Any, cache: Path) -> Contestant:
         model, tokenizer, _ = config.model.load(task, cache)
         attach(config.method, model)
         trainer = Trainer(
-            config.trainer, config.optimizer, config.scheduler, make_accelerator(config.trainer), lambda *_: None
+            config.trainer,
+            config.optimizer,
+            config.scheduler,
+            make_accelerator(config.trainer),
+            lambda *_: None,
+            config.method,
         )
         readied = task.with_tokenizer(tokenizer)
         collate = readied.collator(training=True)

@@ -1,15 +1,16 @@
 """The contracts a method is written to: an adapted map, an edit of hidden states, a selection of parameters.
 
-A method's life: `attach(model, places)` changes the frozen model, training moves what `attach` left
-trainable, `merge(model)` folds every adapted map into its weight for evaluation and `unmerge(model)` gives
-the pretrained weight back bit for bit.
+A method's life: `attach(model, places)` changes the frozen model; `prepare` may look at some batches first;
+training moves what `attach` left trainable, with a `penalty` beside the loss and `on_step` after each step
+where a method has them; `merge(model)` folds every adapted map into its weight for evaluation and
+`unmerge(model)` gives the frozen weight back bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,12 @@ class AdaptedMap(nn.Module):
     """What a method makes of one frozen linear map y = x W^T + b (W: out x in)."""
 
     _once: _OnceAStep | None = None
+
+    mergeable: ClassVar[bool] = True
+    """Whether `merged` exists: not for maps that read more than their own input."""
+
+    def restore(self, weight: Tensor) -> None:
+        """Put the frozen weight (out x in) into the state that the loaded buffers speak of; mostly nothing."""
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the weight (out x in) and bias (out) that the adapted map amounts to."""
@@ -150,8 +157,10 @@ class AdaptedLinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Fold the maps into the layer, keeping a copy of its weight and bias."""
+        """Fold the maps into the layer, keeping a copy of its weight and bias; one that cannot stays beside it."""
         base = self.base
+        if not all(adapted.mergeable for adapted in self.maps.values()):
+            return
         self._pretrained = (
             base.weight.detach().clone(),
             None if base.bias is None else base.bias.detach().clone(),
@@ -178,7 +187,8 @@ class AdaptedLinear(nn.Module):
     @torch.no_grad()
     def unmerge(self) -> None:
         """Give the layer its pretrained weight and bias back, bit for bit."""
-        assert self._pretrained is not None, "unmerge() follows merge()"
+        if self._pretrained is None:
+            return
         weight, bias = self._pretrained
         self.base.weight.copy_(weight)
         if bias is None:
@@ -236,6 +246,10 @@ class Method:
 
     starts_at_pretrained: ClassVar[bool] = True
     """Whether step 0 leaves every output as it was."""
+    size: ClassVar[str | None] = None
+    """The field that a parameter budget solves for; None where the size is fixed."""
+    prepare_batches: ClassVar[int] = 0
+    """How many training batches `prepare` looks at."""
 
     def __post_init__(self) -> None:
         for role in self.targets:
@@ -248,6 +262,16 @@ class Method:
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Add trainable parts at the places of a model that is frozen but for its head."""
         raise NotImplementedError
+
+    def prepare(self, model: nn.Module, batches: list[Any], loss: Callable[[Any], Tensor]) -> None:
+        """Look at the first `prepare_batches` training batches and their loss before training starts."""
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """Return what is added to the loss of an optimizer step, if anything."""
+        return None
+
+    def on_step(self, model: nn.Module, step: int, total: int) -> None:
+        """Act after an optimizer step (from 1 to total), while its gradients are still there."""
 
 
 @dataclass(kw_only=True)
@@ -266,11 +290,15 @@ class MapMethod(Method):
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Put a map at every place."""
         for place in places:
-            linear = place.module
-            if not isinstance(linear, nn.Linear):
-                raise InputError(f"{self.name} adapts linear layers; {place.path} is a {type(linear).__name__}")
-            weight = linear.weight if place.rows is None else LinearRows(linear, place.rows).weight
-            adapt(model, place, self.make_map(place, weight))
+            adapt(model, place, self.make_map(place, weight_at(place, self.name)))
+
+
+def weight_at(place: Place, method: str) -> Tensor:
+    """Return the weight (out x in, a view) that a place owns; raises InputError where it is no linear layer."""
+    linear = place.module
+    if not isinstance(linear, nn.Linear):
+        raise InputError(f"{method} adapts linear layers; {place.path} is a {type(linear).__name__}")
+    return linear.weight if place.rows is None else LinearRows(linear, place.rows).weight
 
 
 def check_rank(rank: int, place: Place, weight: Tensor) -> None:
@@ -313,6 +341,15 @@ def adapted_maps(model: nn.Module) -> list[AdaptedMap]:
 
 def _adapted_layers(model: nn.Module) -> list[AdaptedLinear]:
     return [module for module in model.modules() if isinstance(module, AdaptedLinear)]
+
+
+def layers_of(model: nn.Module) -> Iterator[tuple[AdaptedLinear, str, AdaptedMap, Tensor]]:
+    """Yield each adapted map with its layer, its role there, and the frozen weight (a view) that it owns."""
+    for layer in _adapted_layers(model):
+        for role, adapted in layer.maps.items():
+            rows = layer._rows[role]
+            weight = layer.base.weight if rows is None else LinearRows(layer.base, rows).weight
+            yield layer, role, adapted, weight  # type: ignore[misc]
 
 
 def merge(model: nn.Module) -> None:

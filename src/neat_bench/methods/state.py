@@ -6,21 +6,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
 from neat_bench.files import write_whole
-from neat_bench.methods.base import keeps_statistics
+from neat_bench.methods.base import AdaptedMap, keeps_statistics, layers_of
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what training moves: trainable parameters (head included, shared ones once) and running statistics."""
+    """Return what a run must keep: trainable parameters (head included, shared ones once), the running statistics
+    of normalisations that train, and the buffers that a method's maps keep.
+    """
     found = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     for path, module in model.named_modules():
         if keeps_statistics(module):
             found |= {f"{path}.{name}": buffer for name, buffer in module.named_buffers()}
+        elif isinstance(module, AdaptedMap):
+            kept = module.state_dict(keep_vars=True)
+            found |= {f"{path}.{name}": kept[name] for name, _ in module.named_buffers() if name in kept}
     return found
 
 
@@ -56,3 +62,6 @@ def load_state(folder: Path, model: nn.Module) -> None:
         raise InputError(f"{folder / WEIGHTS} is of another model or method ({odd} differ)")
     for name, value in state.items():
         own[name].copy_(value)
+    with torch.no_grad():
+        for _, _, adapted, weight in layers_of(model):
+            adapted.restore(weight)

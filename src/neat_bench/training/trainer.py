@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import adapted_maps, set_training
+from neat_bench.methods.base import Method, adapted_maps, set_training
 from neat_bench.training.batches import LengthBucketedBatches, SeededRows
 from neat_bench.training.flops import training_flops
 from neat_bench.training.optimizers import Optimizer
@@ -108,6 +108,7 @@ class Trainer:
     schedule: Schedule
     accelerator: Accelerator
     log: Log
+    method: Method
     prefix: PrefixCache | None = None
     timing: Timing = field(default_factory=Timing)
 
@@ -141,6 +142,7 @@ class Trainer:
         schedule = self.schedule.build(optimizer, total)
         seeded = SeededRows(rows.with_format(None), order_seed)
         loader = DataLoader(seeded, batch_sampler=sampler, collate_fn=collate, **self._workers())
+        self._prepare(model, task, loader)
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         progress = tqdm(total=total, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         best, waited = -math.inf, 0
@@ -151,7 +153,7 @@ class Trainer:
             self._set_training(model)
             loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
             for micro_batches in self._optimizer_steps(loader, sampler):
-                loss, norm = self._step(model, task, optimizer, micro_batches)
+                loss, norm = self._step(model, task, optimizer, micro_batches, total)
                 rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
                 schedule.step()
                 loss_sum, loss_steps = loss_sum + loss, loss_steps + 1
@@ -175,6 +177,14 @@ class Trainer:
                     if at_end or (settings.patience is not None and waited >= settings.patience):
                         progress.close()
                         return
+
+    def _prepare(self, model: nn.Module, task: Loss, loader: DataLoader) -> None:
+        """Let the method look at the first batches, if it asks for some."""
+        if self.method.prepare_batches:
+            model.to(self.accelerator.device)
+            set_training(model)
+            batches = [send_to_device(b, self.accelerator.device) for b in islice(loader, self.method.prepare_batches)]
+            self.method.prepare(model, batches, lambda batch: task.loss(model, batch))
 
     def _set_training(self, model: nn.Module) -> None:
         set_training(model)
@@ -209,6 +219,7 @@ class Trainer:
         task: Loss,
         optimizer: torch.optim.Optimizer,
         micro_batches: list[dict[str, Tensor]],
+        total_steps: int,
     ) -> tuple[Tensor, Tensor]:
         """Take one optimizer step; return its mean loss and gradient norm, both left on the device.
 
@@ -225,6 +236,8 @@ class Trainer:
             reusing = nullcontext() if self.prefix is None else self.prefix.reusing(batch)
             with nullcontext() if last else self.accelerator.no_sync(model), reusing:
                 loss = task.loss(model, batch) * (weights[index] / whole)
+                penalty = self.method.penalty(self.accelerator.unwrap_model(model)) if last else None
+                loss = loss if penalty is None else loss + penalty
                 self.accelerator.backward(loss)
             total += loss.detach()
             self.timing.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
@@ -232,8 +245,9 @@ class Trainer:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = self.accelerator.clip_grad_norm_(trained, clip)
         optimizer.step()
-        optimizer.zero_grad()
         self.timing.steps += 1
+        self.method.on_step(self.accelerator.unwrap_model(model), self.timing.steps, total_steps)
+        optimizer.zero_grad()
         self.timing.items += sum(int(batch.get("items", len(batch["labels"]))) for batch in micro_batches)
         return total, norm
 
