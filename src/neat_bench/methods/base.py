@@ -120,6 +120,10 @@ class AdaptedLinear(nn.Module):
         self.train(self.base.training)
         self._rows[role] = rows
 
+    def rows_of(self, role: str) -> tuple[int, int] | None:
+        """Return the output rows that a role's map owns, None for all."""
+        return self._rows[role]
+
     @property
     def weight(self) -> Tensor:
         """The frozen weight, for code that asks a layer for its dtype or shape."""
@@ -347,7 +351,7 @@ def layers_of(model: nn.Module) -> Iterator[tuple[AdaptedLinear, str, AdaptedMap
     """Yield each adapted map with its layer, its role there, and the frozen weight (a view) that it owns."""
     for layer in _adapted_layers(model):
         for role, adapted in layer.maps.items():
-            rows = layer._rows[role]
+            rows = layer.rows_of(role)
             weight = layer.base.weight if rows is None else LinearRows(layer.base, rows).weight
             yield layer, role, adapted, weight  # type: ignore[misc]
 

@@ -44,6 +44,7 @@ class LoRA(MapMethod):
     dropout acts on the adapter's input x.
     """
 
+    size = "rank"
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0

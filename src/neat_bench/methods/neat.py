@@ -90,6 +90,7 @@ class NEAT(MapMethod):
     which leaves the purely multiplicative form. dropout acts on the adapter's input x.
     """
 
+    size = "rank"
     rank: int = 8
     depth: int = 2
     scale: float = 1.0

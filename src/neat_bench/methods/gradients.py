@@ -1,0 +1,41 @@
+"""Gradients of frozen weights before training, for methods that start from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def mean_gradients(
+    weights: list[Tensor], batches: list[Any], loss: Callable[[Any], Tensor], squared: bool = False
+) -> dict[Tensor, Tensor]:
+    """Return for each frozen weight the mean over the batches of its gradient, or of the gradient's square.
+
+    The sums live on the CPU: as backward comes to a weight its gradient is moved there and dropped, so the device
+    holds one at a time. What trains gets no gradient, and the weights are
+    frozen again.
+    """
+    sums = {weight: torch.zeros(weight.shape, dtype=torch.float32) for weight in weights}
+
+    @torch.no_grad()
+    def collect(weight: Tensor) -> None:
+        assert weight.grad is not None
+        gradient = weight.grad.float()
+        sums[weight] += (gradient.square() if squared else gradient).cpu()
+        weight.grad = None
+
+    hooks = []
+    for weight in weights:
+        weight.requires_grad_(True)
+        hooks.append(weight.register_post_accumulate_grad_hook(collect))
+    try:
+        for batch in batches:
+            loss(batch).backward(inputs=weights)
+    finally:
+        for weight, hook in zip(weights, hooks, strict=True):
+            hook.remove()
+            weight.requires_grad_(False)
+    return {weight: total / len(batches) for weight, total in sums.items()}
