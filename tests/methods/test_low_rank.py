@@ -6,7 +6,7 @@ from torch import nn
 
 from conftest import logits_of
 from neat_bench.config import build, compose
-from neat_bench.methods.base import LinearRows, adapted_maps, attach
+from neat_bench.methods.base import AdaptedMap, LinearRows, adapted_maps, attach
 from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.methods.neat import NEATMap
 from neat_bench.training.trainer import compile_model
@@ -92,7 +92,7 @@ def test_an_optimizer_step_has_the_plain_gradients_and_computes_each_z_once(make
     attach(build(compose(overrides)).method, model)
     model.double()
     generator = torch.Generator().manual_seed(1)
-    maps = adapted_maps(model)
+    maps = adapted_maps(model, AdaptedMap)
     with torch.no_grad():
         for parameter in (parameter for adapted in maps for parameter in adapted.parameters()):
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)

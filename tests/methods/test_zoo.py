@@ -10,6 +10,7 @@ from neat_bench.config import build, compose
 from neat_bench.errors import InputError
 from neat_bench.methods.base import AdaptedLinear, AdaptedMap, attach, layers_of, merge, unmerge
 from neat_bench.methods.state import load_state, save_state, trained_state, trained_tensors
+from neat_bench.methods.tensor_train import TensorTrain, factors_of
 from neat_bench.models.roles import find_places, head_names
 
 ARCHITECTURES = ("bert", "roberta", "vit", "dinov2", "llama", "timm")
@@ -38,12 +39,31 @@ MAPS = {
     "ether_plus": ("", lambda m, out, inputs: 2 * (inputs + out)),
     "ether_plus input": ("both_sides=false", lambda m, out, inputs: 2 * inputs),
     "ia3": ("", None),
+    "adalora": ("rank=4 target_rank=2 interval=1", lambda m, out, inputs: m.rank * (out + inputs + 1)),
+    "loretta_rep": ("rank=4", None),
+    "loretta_rep released": ("rank=4 zero_start=false", None),
+    "deep_lora": ("rank=4", lambda m, out, inputs: m.depth * m.rank**2),
+    "deep_lora whole": ("compressed=false", lambda m, out, inputs: min(out, inputs) * (inputs + min(out, inputs) + out)),
+    "intlora_mul": ("rank=4", low_rank),
+    "intlora_shift": ("rank=4", low_rank),
+    "pafi": ("share=0.05", None),
+    "pafi over model": ("share=0.05 over_model=true", None),
+    "sara": ("share=0.05", None),
+    "pst": ("rank=4", lambda m, out, inputs: 2 * m.rank * (inputs + out) + inputs + out),
+    "powerprop": ("", lambda m, out, inputs: out * inputs),
 }
 
 
 def make_method(name, table=MAPS):
     overrides = [f"method.{each}" for each in table[name][0].split()]
     return build(compose([f"method={name.split()[0]}", *overrides])).method
+
+
+def train_size(rows, columns, rank=5):
+    """Parameters of a tensor train over the factors of both sizes."""
+    sizes = [size for size in (*factors_of(rows, 3), *factors_of(columns, 2)) if size > 1]
+    ranks = [1, *[rank] * (len(sizes) - 1), 1]
+    return sum(before * size * after for before, size, after in zip(ranks, sizes, ranks[1:], strict=False))
 
 
 def loss_of(model, inputs):
@@ -167,6 +187,12 @@ def test_parameters_are_counted_by_the_docstrings_formula(make_model, name, arch
         expected = sum(2 * inputs * method.rank for _, inputs in {(role, inputs) for role, _, inputs in sizes})
     elif name.split()[0] == "lorta":  # d 32, 4 heads, 3 layers
         expected = method.rank * (32 + 8 + 4 + 4 + 3)
+    elif name.split()[0] in ("pafi", "sara"):
+        every = [out * inputs for _, out, inputs in sizes]
+        whole = name != "pafi"
+        expected = int(method.share * sum(every)) if whole else sum(int(method.share * size) for size in every)
+    elif name.split()[0] == "loretta_rep":
+        expected = sum(train_size(method.rank, inputs) + train_size(out, method.rank) for _, out, inputs in sizes)
     elif name.split()[0] == "ia3":
         expected = sum(inputs if role == "mlp_down" else out for role, out, inputs in sizes)
     else:
@@ -291,3 +317,99 @@ def test_what_does_not_fit_is_one_clear_error(make_model, overrides, architectur
     model, _ = make_model(architecture)
     with pytest.raises(InputError, match=message):
         attach(build(compose([f"method={overrides.split()[0]}", *overrides.split()[1:]])).method, model)
+
+
+def test_tensor_trains_have_the_matrix_of_their_cores():
+    assert [factors_of(size, 3) for size in (768, 384, 7, 1)] == [[12, 8, 8], [8, 8, 6], [7, 1, 1], [1, 1, 1]]
+    torch.manual_seed(0)
+    train = TensorTrain(12, 10, 3, zero=False).double()
+    a, b, c, d, e = train.cores
+    whole = torch.einsum("xar,rbs,sct,tdu,uey->abcde", a, b, c, d, e).reshape(12, 10)
+    torch.testing.assert_close(train(), whole)
+    assert train().std().item() == pytest.approx((2 / 22) ** 0.5 / 2**0.5, rel=0.6)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_intloras_merged_weight_is_whole_numbers_times_a_scale(bits):
+    from neat_bench.methods.intlora import IntLoRAMap
+
+    torch.manual_seed(0)
+    weight = torch.randn(16, 32)
+    adapted = IntLoRAMap(weight, 4, 1.0, bits, shift=False, seed=0)
+    start, _ = adapted.merged(weight, None)
+    error = (start - weight).norm() / weight.norm()
+    assert error < {8: 0.05, 4: 0.6}[bits]
+    move_float32(adapted)
+    merged, _ = adapted.merged(weight, None)
+    whole = merged / adapted.E
+    torch.testing.assert_close(whole, whole.round(), rtol=0, atol=1e-2)
+    levels = adapted.whole_numbers()
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=0)
+    assert (adapted.integers.abs() <= 2**bits - 1).all()
+    shifted = IntLoRAMap(weight, 4, 1.0, bits, shift=True, seed=0)
+    ratio = (shifted.merged(weight, None)[0] / shifted.integers)[shifted.integers != 0].abs().log2()
+    torch.testing.assert_close(ratio, ratio.round(), rtol=0, atol=1e-4)
+
+
+def move_float32(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+
+
+def test_pafi_trains_the_smallest_entries_and_sara_those_below_the_threshold(make_model):
+    model, _ = make_model("bert")
+    attach(build(compose(["method=pafi", "method.share=0.1"])).method, model)
+    for _, _, adapted, weight in layers_of(model):
+        size = weight.abs().flatten()
+        assert size[adapted.entries].max() <= size.sort().values[len(adapted.entries)]
+    model, _ = make_model("bert")
+    attach(build(compose(["method=sara", "method.threshold=0.005"])).method, model)
+    for _, _, adapted, weight in layers_of(model):
+        assert torch.equal(adapted.entries, (weight.abs().flatten() <= 0.005).nonzero()[:, 0])
+
+
+def test_sara_freezes_what_has_grown_and_penalises_the_rank(make_model):
+    method, model, inputs = attached(make_model, "sara", "bert")
+    _, _, adapted, weight = next(iter(layers_of(model)))
+    with torch.no_grad():
+        adapted.values[::2] = 1.0
+    method.on_step(model, 4, 10)
+    assert adapted.active.all()
+    method.on_step(model, 5, 10)
+    assert adapted.active.tolist() == [index % 2 == 1 for index in range(len(adapted.values))]
+    loss_of(model, inputs).backward()
+    assert adapted.values.grad[::2].abs().max() == 0
+    with torch.no_grad():
+        adapted.values.fill_(7.0)
+    update = adapted.of_weight(weight).reshape(-1)[adapted.entries]
+    assert set(update[::2].tolist()) == {1.0}
+    assert set(update[1::2].tolist()) == {7.0}
+    assert method.penalty(model) is None  # no side above 64 in a tiny model
+
+
+def test_psts_schedule_is_cubic_and_its_merged_weight_sparse(make_model):
+    method, model, _ = attached(make_model, "pst", "bert")
+    move(model)
+    shares = [method.share_at(step, 100) for step in (5, 10, 40, 70, 100)]
+    assert shares == pytest.approx([0, 0, 0.5 * (1 - 0.5**3), 0.5, 0.5])
+    method.on_step(model, 100, 100)
+    for _, _, adapted, weight in layers_of(model):
+        merged, _ = adapted.merged(weight, None)
+        assert (merged.abs() < 1e-12).double().mean().item() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_adaloras_budget_falls_cubically_and_drops_the_least_important(make_model):
+    method = build(compose(["method=adalora", "method.rank=6", "method.target_rank=2", "method.interval=5"])).method
+    assert method.budget(20, 100, 10) == (60, False)
+    assert method.budget(45, 100, 10) == (int(20 + 40 * 0.5**3), True)
+    assert method.budget(46, 100, 10)[1] is False
+    assert method.budget(71, 100, 10) == (20, True)
+
+
+def test_powerprop_shrinks_small_gradients():
+    from neat_bench.methods.powerprop import PowerpropMap
+
+    adapted = PowerpropMap(torch.tensor([[1e-4, 1.0]]), 3.0)
+    adapted.merged(torch.zeros(1, 2), None)[0].sum().backward()
+    assert adapted.root.grad[0, 0] < adapted.root.grad[0, 1] / 100

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -325,6 +325,9 @@ def attach(method: Method, model: nn.Module) -> None:
     method.attach(model, find_places(model, method.targets, method.layers))
 
 
+Map = TypeVar("Map", bound=AdaptedMap)
+
+
 def keeps_statistics(module: nn.Module) -> bool:
     """Return whether the module is a batch normalisation whose running statistics training moves."""
     return isinstance(module, _BatchNorm) and module.weight is not None and module.weight.requires_grad
@@ -338,9 +341,9 @@ def set_training(model: nn.Module) -> None:
             module.eval()
 
 
-def adapted_maps(model: nn.Module) -> list[AdaptedMap]:
-    """Return every adapted map of the model."""
-    return [module for module in model.modules() if isinstance(module, AdaptedMap)]
+def adapted_maps(model: nn.Module, kind: type[Map]) -> list[Map]:
+    """Return every adapted map of a kind in the model."""
+    return [module for module in model.modules() if isinstance(module, kind)]
 
 
 def _adapted_layers(model: nn.Module) -> list[AdaptedLinear]:

@@ -16,6 +16,8 @@ from neat_bench.models.roles import Place
 class FourierFTMap(AdaptedMap):
     """The coefficients of one place and where they stand; see FourierFT."""
 
+    places: Tensor
+
     def __init__(self, weight: Tensor, count: int, scale: float, zero: bool, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -27,7 +29,7 @@ class FourierFTMap(AdaptedMap):
     def of_weight(self, weight: Tensor) -> Tensor:
         """Return the update, out x in."""
         dense = self.spectrum.new_zeros(weight.shape)
-        dense[self.places[0], self.places[1]] = self.spectrum  # type: ignore[index]
+        dense[self.places[0], self.places[1]] = self.spectrum
         return self.scale * torch.fft.ifft2(dense).real
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

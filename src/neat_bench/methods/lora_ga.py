@@ -21,6 +21,9 @@ DIRECTIONS = ("ArB2r", "A2rBr")
 class LoRAGAMap(LoRAMap):
     """LoRA's factors, and their start, which the base has lost; see LoRAGA."""
 
+    A0: Tensor
+    B0: Tensor
+
     def __init__(self, weight: Tensor, rank: int, scale: float, dropout: float) -> None:
         super().__init__(weight, rank, scale, dropout)
         self.register_buffer("A0", torch.zeros_like(self.A.data))
@@ -29,7 +32,7 @@ class LoRAGAMap(LoRAMap):
     @torch.no_grad()
     def restore(self, weight: Tensor) -> None:
         """Take the start out of the weight."""
-        weight.sub_((self.scale * self.B0 @ self.A0).to(weight.dtype))  # type: ignore[operator]
+        weight.sub_((self.scale * self.B0 @ self.A0).to(weight.dtype))
 
 
 @dataclass(kw_only=True)
@@ -70,7 +73,8 @@ class LoRAGA(LoRA):
         for layer, role, adapted, weight in layers_of(model):
             rows = layer.rows_of(role)
             gradient = gradients[layer.base.weight] if rows is None else gradients[layer.base.weight][slice(*rows)]
-            self.start(adapted, weight, gradient.to(weight.device))  # type: ignore[arg-type]
+            assert isinstance(adapted, LoRAGAMap)
+            self.start(adapted, weight, gradient.to(weight.device))
 
     @torch.no_grad()
     def start(self, adapted: LoRAGAMap, weight: Tensor, gradient: Tensor) -> None:
@@ -82,6 +86,6 @@ class LoRAGA(LoRA):
         stable = weight.shape[0] ** 0.25 / self.gamma**0.5
         adapted.A.copy_(stable * V[:, of_a].t())
         adapted.B.copy_(stable * U[:, of_b])
-        adapted.A0.copy_(adapted.A)  # type: ignore[operator]
-        adapted.B0.copy_(adapted.B)  # type: ignore[operator]
+        adapted.A0.copy_(adapted.A)
+        adapted.B0.copy_(adapted.B)
         adapted.restore(weight)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import Method, adapted_maps, set_training
+from neat_bench.methods.base import AdaptedMap, Method, adapted_maps, set_training
 from neat_bench.training.batches import LengthBucketedBatches, SeededRows
 from neat_bench.training.flops import training_flops
 from neat_bench.training.optimizers import Optimizer
@@ -132,6 +132,9 @@ class Trainer:
             self.log({f"eval/{name}": value for name, value in metrics.items()}, 0)
             return
         sampler = LengthBucketedBatches(rows["length"], settings.batch_size, settings.accumulation, order_seed)
+        seeded = SeededRows(rows.with_format(None), order_seed)
+        loader = DataLoader(seeded, batch_sampler=sampler, collate_fn=collate, **self._workers())
+        self._prepare(model, task, loader)
         if settings.compile:
             compile_model(model)
         optimizer = self.optimizer.build(self.optimizer.groups(model, head))
@@ -140,9 +143,6 @@ class Trainer:
             total = min(total, settings.max_steps)
             epochs = math.ceil(total / sampler.steps)
         schedule = self.schedule.build(optimizer, total)
-        seeded = SeededRows(rows.with_format(None), order_seed)
-        loader = DataLoader(seeded, batch_sampler=sampler, collate_fn=collate, **self._workers())
-        self._prepare(model, task, loader)
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         progress = tqdm(total=total, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         best, waited = -math.inf, 0
@@ -228,7 +228,7 @@ class Trainer:
         weights = [task.weight(batch) for batch in micro_batches]
         whole = sum(weights)
         total = torch.zeros((), device=self.accelerator.device)
-        maps = adapted_maps(model)
+        maps = adapted_maps(model, AdaptedMap)
         for index, batch in enumerate(micro_batches):
             for adapted in maps:
                 adapted.begin(index, len(micro_batches))

@@ -1,0 +1,125 @@
+"""Deep LoRA: a product of small matrices in a subspace that the first gradient picks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neat_bench.errors import InputError
+from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, check_rank, layers_of
+from neat_bench.methods.gradients import mean_gradients
+from neat_bench.methods.low_rank import low_rank_linear
+from neat_bench.models.roles import Place
+
+NO_DROPOUT = nn.Dropout(0.0)
+
+
+def _product(factors: list[Tensor]) -> Tensor:
+    """Return W_d ... W_1 of factors W_1, ..., W_d."""
+    return reduce(lambda right, left: left @ right, factors)
+
+
+def orthogonal_factors(weight: Tensor, depth: int, epsilon: float) -> list[Tensor]:
+    """Return W_1: m x in, W_2 ... : m x m, W_d: out x m, epsilon times (semi-)orthogonal, m = min(out, in)."""
+    out, inputs = weight.shape
+    m = min(out, inputs)
+    sizes = [(m, inputs), *([(m, m)] * (depth - 2)), (out, m)]
+    return [epsilon * nn.init.orthogonal_(torch.empty(size)) for size in sizes]
+
+
+class DeepLoRAMap(AdaptedMap):
+    """The whole factors of one place; see DeepLoRA."""
+
+    def __init__(self, weight: Tensor, depth: int, epsilon: float) -> None:
+        super().__init__()
+        self.factors = nn.ParameterList(orthogonal_factors(weight, depth, epsilon))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return W0 + W_d ... W_1."""
+        return weight + _product(list(self.factors)), bias
+
+
+class CompressedDeepLoRAMap(AdaptedMap):
+    """The r x r factors of one place between two frozen bases, L: out x r and R: in x r; see DeepLoRA."""
+
+    L: Tensor
+    R: Tensor
+
+    def __init__(self, weight: Tensor, rank: int, depth: int, epsilon: float) -> None:
+        super().__init__()
+        self.factors = nn.ParameterList(epsilon * torch.eye(rank) for _ in range(depth))
+        self.register_buffer("L", torch.zeros(weight.shape[0], rank))
+        self.register_buffer("R", torch.zeros(weight.shape[1], rank))
+
+    def _up(self) -> Tensor:
+        """Return L C_d ... C_1, out x r."""
+        return self.L @ _product(list(self.factors))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return W0 + L (C_d ... C_1) R^T."""
+        return weight + self._up() @ self.R.t(), bias
+
+    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+        """Apply x W0^T + b + (x R) (L C_d ... C_1)^T."""
+        return low_rank_linear(x, linear, self.R.t(), self._up(), 1.0, NO_DROPOUT)
+
+
+@dataclass(kw_only=True)
+class DeepLoRA(MapMethod):
+    """Deep LoRA (arXiv 2406.04112): dW = W_d ... W_1, all epsilon times orthogonal at the start.
+
+    compressed (the paper's point): dW = L (C_d ... C_1) R^T with C_i: r x r = epsilon I. From the gradient
+    G = U S V^T of W_1 in the whole form, R is an orthonormal basis of W_1^T U[:, :r/2] and V[:, :r/2] together (the
+    complement of the intersection that the paper takes), L = W_d ... W_1 R / epsilon^d; both stay frozen (the
+    code's default). Step 0 changes outputs in the order of epsilon^d. Parameters per matrix: d r^2, or all of W_i.
+    """
+
+    size = "rank"
+    rank: int = 8
+    depth: int = 3
+    epsilon: float = 1e-3
+    compressed: bool = True
+    batches: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 2 or self.depth < 2 or self.batches < 1 or self.epsilon <= 0:
+            raise InputError("method.rank and method.depth are at least 2, method.batches 1, method.epsilon above 0")
+
+    @property
+    def prepare_batches(self) -> int:  # type: ignore[override]
+        """How many batches the gradient is a mean over."""
+        return self.batches if self.compressed else 0
+
+    def make_map(self, place: Place, weight: Tensor) -> AdaptedMap:
+        """Return the factors for one place."""
+        check_rank(self.rank, place, weight)
+        if self.compressed:
+            return CompressedDeepLoRAMap(weight, self.rank, self.depth, self.epsilon)
+        return DeepLoRAMap(weight, self.depth, self.epsilon)
+
+    def prepare(self, model: nn.Module, batches: list[Any], loss: Callable[[Any], Tensor]) -> None:
+        """Choose the bases of every place from the gradient of its weight."""
+        weights = list(dict.fromkeys(layer.base.weight for layer, *_ in layers_of(model)))
+        gradients = mean_gradients(weights, batches, loss)
+        for layer, role, adapted, weight in layers_of(model):
+            rows = layer.rows_of(role)
+            gradient = gradients[layer.base.weight]
+            assert isinstance(adapted, CompressedDeepLoRAMap)
+            self.choose(adapted, weight, gradient if rows is None else gradient[slice(*rows)])
+
+    @torch.no_grad()
+    def choose(self, adapted: CompressedDeepLoRAMap, weight: Tensor, gradient: Tensor) -> None:
+        """Set L and R from the gradient (out x in, on the CPU) of the frozen weight."""
+        factors = orthogonal_factors(weight, self.depth, self.epsilon)
+        U, _, Vt = torch.linalg.svd(_product(factors[1:]).t() @ gradient, full_matrices=False)
+        half = self.rank // 2
+        spanned = torch.cat([factors[0].t() @ U[:, : self.rank - half] / self.epsilon, Vt[:half].t()], dim=1)
+        R = torch.linalg.qr(spanned).Q
+        adapted.R.copy_(R)
+        adapted.L.copy_(_product(factors) @ R / self.epsilon**self.depth)
