@@ -47,8 +47,6 @@ def attached(make_model, method_name, architecture):
         pytest.skip("Llama has no biases")
     if method_name == "linear_probe" and architecture == "llama":
         pytest.skip("a language model has no task head")
-    if method_name == "red block" and architecture == "timm":
-        pytest.skip("timm models have no config.hidden_size")
     torch.manual_seed(0)
     method = make_method(method_name)
     attach(method, model)

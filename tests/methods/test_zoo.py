@@ -43,7 +43,10 @@ MAPS = {
     "loretta_rep": ("rank=4", None),
     "loretta_rep released": ("rank=4 zero_start=false", None),
     "deep_lora": ("rank=4", lambda m, out, inputs: m.depth * m.rank**2),
-    "deep_lora whole": ("compressed=false", lambda m, out, inputs: min(out, inputs) * (inputs + min(out, inputs) + out)),
+    "deep_lora whole": (
+        "compressed=false",
+        lambda m, out, inputs: min(out, inputs) * (inputs + min(out, inputs) + out),
+    ),
     "intlora_mul": ("rank=4", low_rank),
     "intlora_shift": ("rank=4", low_rank),
     "pafi": ("share=0.05", None),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neat_bench.errors import InputError
 from neat_bench.methods.base import AdaptedMap, HiddenEdit, LinearRows, MapMethod, edit_output
-from neat_bench.models.roles import Place
+from neat_bench.models.roles import Place, hidden_size
 
 
 class _ScaleBias(nn.Module):
@@ -80,6 +80,6 @@ class RED(MapMethod):
         if self.targets != ["block"]:
             super().attach(model, places)
             return
+        size = hidden_size(model)
         for place in places:
-            size = model.config.hidden_size  # type: ignore[union-attr]
-            edit_output(place.module, REDEdit(size, self.train_scale, self.train_bias))  # type: ignore[arg-type]
+            edit_output(place.module, REDEdit(size, self.train_scale, self.train_bias))

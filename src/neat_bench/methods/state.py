@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neat_bench.errors import InputError
 from neat_bench.files import write_whole
-from neat_bench.methods.base import AdaptedMap, keeps_statistics, layers_of
+from neat_bench.methods.base import AdaptedMap, HiddenEdit, keeps_statistics, layers_of
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 
@@ -24,7 +24,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     for path, module in model.named_modules():
         if keeps_statistics(module):
             found |= {f"{path}.{name}": buffer for name, buffer in module.named_buffers()}
-        elif isinstance(module, AdaptedMap):
+        elif isinstance(module, (AdaptedMap, HiddenEdit)):
             kept = module.state_dict(keep_vars=True)
             found |= {f"{path}.{name}": kept[name] for name, _ in module.named_buffers() if name in kept}
     return found

@@ -152,3 +152,10 @@ def find_places(model: nn.Module, targets: list[str], layers: str | None) -> lis
                 rows = (position * size, (position + 1) * size)
             places.append(Place(role, layer, prefix + path, module, rows))
     return places
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Return the width of the model's hidden states: the rows of its first feed-forward's last map."""
+    module = find_places(model, ["mlp_down"], "0:1")[0].module
+    assert isinstance(module, nn.Linear)
+    return module.weight.shape[0]

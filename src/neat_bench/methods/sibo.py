@@ -1,0 +1,61 @@
+"""SIBO: an adapter that always sees some of the embedding output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neat_bench.errors import InputError
+from neat_bench.methods.base import LinearRows, adapt, check_rank, weight_at
+from neat_bench.methods.context import Context
+from neat_bench.methods.lora import LoRA, LoRAMap
+from neat_bench.models.roles import Place
+
+
+class SIBOMap(LoRAMap):
+    """LoRA's factors on a mixed input; see SIBO."""
+
+    mergeable = False
+
+    def __init__(
+        self, weight: Tensor, rank: int, scale: float, dropout: float, initial: float, context: Context
+    ) -> None:
+        super().__init__(weight, rank, scale, dropout)
+        self.initial = initial
+        self._context = [context]
+
+    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+        """Apply x W0^T + b + s (((1 - lam) x + lam h0) A^T) B^T."""
+        embedded = self._context[0].embedded
+        assert embedded is not None
+        mixed = self.dropout((1 - self.initial) * x + self.initial * embedded.to(x.dtype))
+        return linear(x) + F.linear(F.linear(mixed, self.A.to(x.dtype)), self.scale * self.B.to(x.dtype))
+
+
+@dataclass(kw_only=True)
+class SIBO(LoRA):
+    """SIBO (arXiv 2402.11896) on LoRA: the adapter's input is (1 - lam) x + lam h0, h0 the embedding output.
+
+    initial: lam, 0.1 to 0.3 in the paper. Cannot be merged, because of h0. Where a place's input is not of the
+    hidden size (mlp_down) it does not apply. Initialisation and parameters: LoRA's; step 0 changes nothing.
+    """
+
+    initial: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.initial <= 1:
+            raise InputError(f"method.initial lies between 0 and 1, not {self.initial}")
+
+    def attach(self, model: nn.Module, places: list[Place]) -> None:
+        """Put the factors at every place; raises InputError where the input has another size."""
+        context = Context(model)
+        hidden = weight_at(places[0], self.name).shape[1]
+        for place in places:
+            weight = weight_at(place, self.name)
+            if (place.role in ("mlp_down", "output") and weight.shape[1] != hidden) or place.role == "mlp_down":
+                raise InputError(f"{self.name} mixes in the embedding, which {place.path}'s input cannot take")
+            check_rank(self.rank, place, weight)
+            adapt(model, place, SIBOMap(weight, self.rank, self.scale, self.dropout, self.initial, context))
