@@ -112,7 +112,7 @@ def test_reft_edits_the_tokens_it_says_and_its_rows_stay_orthonormal(make_model)
         logits_of(model, inputs | {"attention_mask": mask})
         changed = (edit(hidden) != hidden).any(-1).int().tolist()
         assert changed == wanted
-        R = edit.R.weight
+        R = edit.rows()
         torch.testing.assert_close(R @ R.t(), torch.eye(4, dtype=torch.float64))
         if positions == "all":
             expected = hidden + (hidden @ edit.W.weight.t() + edit.W.bias - hidden @ R.t()) @ R

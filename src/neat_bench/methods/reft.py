@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import orthogonal
 
 from neat_bench.errors import InputError
 from neat_bench.methods.base import HiddenEdit, Method, edit_output
@@ -17,14 +16,23 @@ POSITIONS = ("first", "last", "all")
 
 
 class ReFTEdit(HiddenEdit):
-    """R: r x d with orthonormal rows, W: r x d and b of one block; see ReFT."""
+    """R: r x d with orthonormal rows, W: r x d and b: r of one block; see ReFT."""
 
     def __init__(self, size: int, rank: int, direct: bool, positions: str, count: int, context: Context) -> None:
         super().__init__()
-        self.R = orthogonal(nn.Linear(size, rank, bias=False))
+        self.basis = nn.Parameter(nn.init.orthogonal_(torch.empty(rank, size)))
         self.W = nn.Linear(size, rank)
         self.direct, self.positions, self.count = direct, positions, count
         self._context = [context]  # not a module, and nothing of it is saved
+
+    def rows(self) -> Tensor:
+        """Return R, r x d: the basis with its rows made orthonormal.
+
+        By QR, not torch's orthogonal parametrisation: that one (Householder's) loses rows as soon as weight decay
+        moves its diagonal below one.
+        """
+        Q, triangle = torch.linalg.qr(self.basis.t())
+        return (Q * triangle.diagonal().sign()).t()
 
     def chosen(self, hidden: Tensor) -> Tensor | None:
         """Return which tokens are edited (batch x tokens), None for all; padding is neither first nor last.
@@ -45,8 +53,9 @@ class ReFTEdit(HiddenEdit):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return h + R^T (W h + b - R h), or without R h for DiReFT, at the chosen tokens."""
-        towards = self.W(hidden) if self.direct else self.W(hidden) - self.R(hidden)
-        edited = hidden + towards @ self.R.weight
+        R = self.rows()
+        towards = self.W(hidden) if self.direct else self.W(hidden) - hidden @ R.t()
+        edited = hidden + towards @ R
         chosen = self.chosen(hidden)
         return edited if chosen is None else torch.where(chosen[..., None], edited, hidden)
 
