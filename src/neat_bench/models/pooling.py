@@ -27,9 +27,9 @@ class MeanPooledClassifier(nn.Module):
         nn.init.normal_(self.classifier.weight, std=config.initializer_range)
         nn.init.zeros_(self.classifier.bias)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Tensor) -> SequenceClassifierOutput:
-        """Return logits (batch x outputs) for token ids and their mask (batch x tokens)."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+    def forward(self, attention_mask: Tensor, **inputs: Tensor) -> SequenceClassifierOutput:
+        """Return logits (batch x outputs) for the mask (batch x tokens) and the encoder's other inputs."""
+        hidden = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state
         mask = attention_mask[..., None].to(hidden.dtype)
         mean = torch.sum(hidden * mask, dim=1) / mask.sum(dim=1)
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(mean)))
