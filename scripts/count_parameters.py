@@ -26,7 +26,8 @@ def main(overrides: list[str]) -> None:
         from neat_bench.tasks import make_task
 
         # a task's head follows from the classes; no row is needed
-        model = config.model.skeleton(make_task(config.dataset, Data([], [], config.dataset.class_names(), [])))
+        task = make_task(config.dataset, Data([], [], config.dataset.class_names(), []))
+        model = config.model.skeleton(task, Path(config.paths.cache))
         total = sum(parameter.numel() for parameter in model.parameters())
         attach(config.method, model)
     except (InputError, HydraException) as error:

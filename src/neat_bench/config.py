@@ -60,7 +60,11 @@ class LauncherSettings:
 
 @dataclass(kw_only=True)
 class Config:
-    """A run, fully described. `method` is a `neat_bench.methods.base.Method`."""
+    """A run, fully described.
+
+    `method` is a `neat_bench.methods.base.Method`; budget: the trainable parameters (0.3M, 0.1%) that its size is
+    solved for, None for the size it has.
+    """
 
     model: Pretrained
     dataset: DatasetSpec
@@ -74,6 +78,7 @@ class Config:
     paths: Paths = field(default_factory=Paths)
     seed: int = 0
     seeds: Seeds = field(default_factory=Seeds)
+    budget: str | None = None
     rerun: bool = False
 
 
@@ -179,6 +184,8 @@ def build(composed: DictConfig) -> Config:
         if type(value) is not kind:
             raise InputError(f"{name}: {value!r} is not of type {kind.__name__}")
         parts[name] = value
+    budget = values.get("budget")
+    parts["budget"] = None if budget is None else str(budget)
     if parts["seed"] < 0:
         raise InputError(f"seed is not negative; got {parts['seed']}")
     return Config(**parts)
@@ -190,7 +197,8 @@ def plain(config: Config) -> dict[str, Any]:
     for f in dataclasses.fields(config):
         if f.name not in OUTSIDE_THE_RESULT:
             part = getattr(config, f.name)
-            values[f.name] = {"class": type(part).__name__} | dataclasses.asdict(part)
+            plain_part = not dataclasses.is_dataclass(part)
+            values[f.name] = part if plain_part else {"class": type(part).__name__} | dataclasses.asdict(part)  # type: ignore[call-overload]
     return values
 
 

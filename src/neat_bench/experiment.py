@@ -54,6 +54,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
 
     from neat_bench.evaluation.evaluator import Evaluator
     from neat_bench.methods.base import attach
+    from neat_bench.methods.budget import solve
     from neat_bench.methods.state import save_state
     from neat_bench.models.roles import head_names
     from neat_bench.training.trainer import Trainer, make_accelerator
@@ -63,9 +64,12 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     accelerator = make_accelerator(config.trainer)
     cache = Path(config.paths.cache)
 
+    method, budget = config.method, None
+    if config.budget is not None:
+        method, budget = solve(method, config.budget, lambda: config.model.skeleton(task, cache))
     torch.manual_seed(seeds["init"])
     model, tokenizer, model_origin = config.model.load(task, cache)
-    attach(config.method, model)
+    attach(method, model)
 
     task = task.with_tokenizer(tokenizer)
     train_rows = task.encode(data.train, cache / "encoded", training=True)
@@ -92,7 +96,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         config.scheduler,
         accelerator,
         config.logger.log,
-        config.method,
+        method,
         caches["training"],
     )
     torch.manual_seed(seeds["dropout"])
@@ -101,6 +105,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     record = _make_record(config, overrides, data, model, model_origin, trainer, evaluator)
     batch = collate([train_rows[row] for row in range(min(8, len(train_rows)))])
     record["cost"]["training_flops_estimate"] = trainer.estimate_flops(model, task, batch)
+    record["budget"] = None if budget is None else budget.as_dict()
     record["cost"]["total_seconds"] = time.perf_counter() - started
     if accelerator.is_main_process:
         if config.trainer.save_adapter:

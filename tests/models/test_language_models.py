@@ -20,26 +20,30 @@ SIZES = {
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 
 
-def skeleton(model, method, *overrides):
+def skeleton(model, method, cache, *overrides):
     config = build(compose([f"model={model}", f"method={method}", "dataset=commonsense/commonsense_170k", *overrides]))
-    return config, config.model.skeleton(CausalLM(config.dataset))
+    return config, config.model.skeleton(CausalLM(config.dataset), cache)
 
 
 @pytest.mark.parametrize("model", SIZES)
-def test_the_published_shape_has_the_published_size(model):
-    _, built = skeleton(model, "neat")
+def test_the_published_shape_has_the_published_size(model, tmp_path):
+    _, built = skeleton(model, "neat", tmp_path)
     assert sum(parameter.numel() for parameter in built.parameters()) == SIZES[model]
     assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in built.parameters())
 
 
 @pytest.mark.parametrize("model", SIZES)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_attaches_without_weights(model, method):
-    config, built = skeleton(model, method)
+def test_every_method_attaches_without_weights(model, method, tmp_path):
+    config, built = skeleton(model, method, tmp_path)
     before = dict(built.named_parameters())
     outs = {name: tuple(parameter.shape) for name, parameter in before.items()}
-    if method in ("bitfit", "linear_probe"):  # no biases, and no task head
-        with pytest.raises(InputError, match="has none"):
+    refused = {
+        "bitfit": "has none", "linear_probe": "has none", "hiwi": "has none", "sara": "has none of",
+        "model_projection": "convolutional", "lorta": None if model == "llama2_7b" else "grouped-query",
+    }.get(method)  # fmt: skip
+    if refused:
+        with pytest.raises(InputError, match=refused):
             attach(config.method, built)
         return
     attach(config.method, built)
@@ -59,14 +63,10 @@ def test_every_method_attaches_without_weights(model, method):
         assert count == SIZES[model]
     elif method == "untuned":
         assert count == 0
+    elif method == "powerprop":
+        assert SIZES[model] / 2 < count < SIZES[model]
     else:
-        assert 0 < count < SIZES[model] / 1000
-
-
-def test_a_model_without_shape_says_so():
-    config = build(compose(["model=bert_base", "dataset=glue/sst2"]))
-    with pytest.raises(InputError, match="no published shape"):
-        config.model.skeleton(None)
+        assert 0 < count < SIZES[model] / 100
 
 
 @pytest.fixture(scope="module")

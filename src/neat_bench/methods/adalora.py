@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,11 @@ class AdaLoRA(MapMethod):
             raise InputError(f"method.interval is at least 1, not {self.interval}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"method.dropout lies in [0, 1), not {self.dropout}")
+
+    def sized(self, value: float) -> Self:
+        """Return the method with another rank, and the target in the same proportion."""
+        target = max(1, int(value) * self.target_rank // self.rank)
+        return replace(self, rank=int(value), target_rank=target)
 
     def make_map(self, place: Place, weight: Tensor) -> AdaLoRAMap:
         """Return the triples for one place."""

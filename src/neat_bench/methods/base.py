@@ -9,8 +9,8 @@ where a method has them; `merge(model)` folds every adapted map into its weight 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -262,6 +262,16 @@ class Method:
         if len(set(self.targets)) < len(self.targets):
             raise InputError("method.targets names a role twice")
         parse_layers(self.layers, 1000)
+
+    @property
+    def value_of_size(self) -> Any:
+        """What the field that a budget solves for holds; a number between 0 and 1 is a share of the entries."""
+        return None if self.size is None else getattr(self, self.size)
+
+    def sized(self, value: float) -> Self:
+        """Return the method with another size; raises InputError for one that it refuses."""
+        assert self.size is not None
+        return replace(self, **{self.size: value})
 
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Add trainable parts at the places of a model that is frozen but for its head."""

@@ -88,8 +88,8 @@ class DeepLoRA(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 2 or self.depth < 2 or self.batches < 1 or self.epsilon <= 0:
-            raise InputError("method.rank and method.depth are at least 2, method.batches 1, method.epsilon above 0")
+        if self.rank < 1 or self.depth < 2 or self.batches < 1 or self.epsilon <= 0:
+            raise InputError("method.depth is at least 2, method.rank and batches 1, and method.epsilon above 0")
 
     @property
     def prepare_batches(self) -> int:  # type: ignore[override]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,12 @@ from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod
 from neat_bench.models.roles import Place
 
 
+@lru_cache(maxsize=8)
+def _places(entries: int, count: int, seed: int) -> Tensor:
+    """Return which entries of a flat spectrum train, the same for all matrices of one size."""
+    return torch.randperm(entries, generator=torch.Generator().manual_seed(seed))[:count]
+
+
 class FourierFTMap(AdaptedMap):
     """The coefficients of one place and where they stand; see FourierFT."""
 
@@ -20,8 +27,7 @@ class FourierFTMap(AdaptedMap):
 
     def __init__(self, weight: Tensor, count: int, scale: float, zero: bool, seed: int) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        places = torch.randperm(weight.numel(), generator=generator)[:count]
+        places = _places(weight.numel(), count, seed)
         self.register_buffer("places", torch.stack([places // weight.shape[1], places % weight.shape[1]]), False)
         self.spectrum = nn.Parameter(torch.zeros(count) if zero else torch.randn(count))
         self.scale = scale

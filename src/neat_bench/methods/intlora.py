@@ -57,13 +57,17 @@ class IntLoRAMap(AdaptedMap):
         self.B = nn.Parameter(torch.zeros(out, rank))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.scale, self.bits, self.shift = scale, bits, shift
+        self.to(weight.device)
         self._quantise(weight.detach().to(self.A.dtype), seed)
 
     @torch.no_grad()
     def _quantise(self, weight: Tensor, seed: int) -> None:
         """Set what stays fixed: the integers, their row scales, the auxiliary matrix and the factor's row scales."""
-        generator = torch.Generator().manual_seed(seed)
-        uniform = torch.rand(weight.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(weight) - 0.5
+        if not weight.is_meta:  # without values there is nothing to draw for
+            generator = torch.Generator().manual_seed(seed)
+            uniform = torch.rand(weight.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(weight) - 0.5
+        else:
+            uniform = weight
         R = -0.5 * uniform.sign() * torch.log1p(-2 * uniform.abs())  # Laplace(0, 0.5)
         extent = torch.minimum(R.amax(1, keepdim=True).abs(), R.amin(1, keepdim=True).abs())
         R = R * (weight.abs().amax(1, keepdim=True) / extent.clamp_min(1e-12)) ** 1.5

@@ -110,8 +110,15 @@ class SaRA(MapMethod):
         if self.threshold <= 0 or not 0 < self.renew <= 1:
             raise InputError("method.threshold is above 0 and method.renew a share of the steps")
 
+    @property
+    def value_of_size(self) -> float:
+        """A share, whether or not the threshold is used instead."""
+        return 1.0 if self.share is None else self.share
+
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Choose the entries; raises InputError where the threshold leaves none."""
+        if any(weight_at(place, self.name).is_meta for place in places):
+            raise InputError(f"{self.name} chooses entries by their values, which a model without weights has none of")
         weights = [weight_at(place, self.name) for place in places]
         limit = self.threshold
         if self.share is not None:

@@ -117,18 +117,25 @@ class Pretrained:
             raise InputError(f"cannot load the model {self.name} from {where}: {reason}") from None
         return model, tokenizer, origin
 
-    def skeleton(self, task: NeedsHead) -> nn.Module:
-        """Return the model without weights (on torch's meta device) from its published shape.
+    def skeleton(self, task: NeedsHead, cache: Path) -> nn.Module:
+        """Return the model without weights (on torch's meta device), from its published shape or its config.json.
 
-        Raises InputError for a model whose config gives no shape.
+        `cache` is for conversions of packaged models.
         """
-        if self.shape is None:
-            raise InputError(f"model {self.name} has no published shape in its config (model.shape)")
         import torch
         import transformers
 
-        shape = dict(self.shape)
         head = {"num_labels": task.outputs} if task.outputs else {}
-        config = transformers.AutoConfig.for_model(shape.pop("model_type"), **shape, **head)
+        if self.shape is not None:
+            shape = dict(self.shape)
+            config = transformers.AutoConfig.for_model(shape.pop("model_type"), **shape, **head)
+        else:
+            where, _ = self.locate(cache)
+            config = transformers.AutoConfig.from_pretrained(where, revision=self.revision, **head)
         with torch.device("meta"):
+            if self.pooling == "mean":
+                from neat_bench.models.pooling import MeanPooledClassifier
+
+                encoder = transformers.AutoModel.from_config(config, add_pooling_layer=False)
+                return MeanPooledClassifier(encoder, task.outputs)
             return getattr(transformers, task.auto_class).from_config(config, dtype=getattr(torch, self.dtype))

@@ -61,6 +61,14 @@ class TimmModel(Pretrained):
             raise InputError(f"cannot load the model {self.name} from {where}: {reason}") from None
         return model.to(getattr(torch, self.dtype)), None, origin
 
+    def skeleton(self, task: NeedsHead, cache: Path) -> nn.Module:
+        """Return the model without weights, on torch's meta device."""
+        import timm
+        import torch
+
+        with torch.device("meta"):
+            return timm.create_model(self.architecture, num_classes=task.outputs, **self.arguments)
+
 
 @dataclass(kw_only=True)
 class EfficientNetLite0(TimmModel):
