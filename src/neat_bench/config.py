@@ -198,7 +198,7 @@ def plain(config: Config) -> dict[str, Any]:
         if f.name not in OUTSIDE_THE_RESULT:
             part = getattr(config, f.name)
             plain_part = not dataclasses.is_dataclass(part)
-            values[f.name] = part if plain_part else {"class": type(part).__name__} | dataclasses.asdict(part)  # type: ignore[call-overload]
+            values[f.name] = part if plain_part else {"class": type(part).__name__} | dataclasses.asdict(part)
     return values
 
 

@@ -271,7 +271,7 @@ class Method:
     def sized(self, value: float) -> Self:
         """Return the method with another size; raises InputError for one that it refuses."""
         assert self.size is not None
-        return replace(self, **{self.size: value})
+        return replace(self, **{self.size: value})  # type: ignore[arg-type]
 
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Add trainable parts at the places of a model that is frozen but for its head."""

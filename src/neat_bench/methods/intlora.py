@@ -29,7 +29,7 @@ def row_scales(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     levels = 2**bits - 1
     best = torch.full_like(low, math.inf)
     chosen, zero = torch.ones_like(low), torch.zeros_like(low)
-    for step in range(SHRINKS):
+    for step in range(0 if x.is_meta else SHRINKS):
         factor = 1 - step / SHRINKS
         scale = ((high - low) * factor / levels).clamp_min(torch.finfo(x.dtype).tiny)
         point = (-low * factor / scale).round()

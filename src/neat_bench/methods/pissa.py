@@ -36,7 +36,7 @@ class PiSSA(LoRA):
     def make_map(self, place: Place, weight: Tensor) -> LoRAMap:
         """Return the factors, and take them out of the weight."""
         check_rank(self.rank, place, weight)
-        adapted = LoRAMap(weight, self.rank, self.scale, self.dropout)
+        adapted = LoRAMap(weight, self.rank, self.scale, self.dropout).to(weight.device)
         full = weight.to(torch.promote_types(weight.dtype, torch.float32))
         if self.niter is not None:
             U, S, V = torch.svd_lowrank(full, q=self.rank, niter=self.niter)

@@ -65,15 +65,16 @@ class VeRA(MapMethod):
         weights = [weight_at(place, self.name) for place in places]
         generator = torch.Generator().manual_seed(self.projection_seed)
         device = weights[0].device
-        A, B = (
-            nn.Parameter(torch.empty(shape), requires_grad=False)
-            for shape in (
-                (self.rank, max(weight.shape[1] for weight in weights)),
-                (max(weight.shape[0] for weight in weights), self.rank),
-            )
+        shapes = (
+            (self.rank, max(weight.shape[1] for weight in weights)),
+            (max(weight.shape[0] for weight in weights), self.rank),
         )
-        for factor in (A, B):
-            nn.init.kaiming_uniform_(factor, a=math.sqrt(5), generator=generator)
-            factor.data = factor.data.to(device)
+        A, B = (
+            nn.Parameter(
+                nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator).to(device),
+                requires_grad=False,
+            )
+            for shape in shapes
+        )
         for place, weight in zip(places, weights, strict=True):
             adapt(model, place, VeRAMap(A, B, weight, self.d_initial, self.dropout))
