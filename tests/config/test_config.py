@@ -18,12 +18,20 @@ def choices(group):
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("[!_]*.yaml"))
 
 
-@pytest.mark.parametrize("dataset", choices("dataset"))
-@pytest.mark.parametrize("method", choices("method"))
-def test_every_method_composes_with_every_data_set(method, dataset):
+ONE_OF_EACH_KIND = ("packaged/gloss_polarity", "packaged/mnist5k", "packaged/chain_sum")
+# what a method adds to a composition is the same for every data set of a kind; its recipes are met by the others
+PAIRS = [
+    (method, dataset) for method in choices("method") for dataset in choices("dataset")
+    if method in ("neat", "lora") or dataset in ONE_OF_EACH_KIND
+    or (CONFIGS / "recipe" / method / f"{dataset}.yaml").exists()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "dataset"), PAIRS)
+def test_methods_compose_with_data_sets(method, dataset):
     config = build(compose([f"method={method}", f"dataset={dataset}"]))
     assert isinstance(config, Config)
-    assert (config.method.name, config.dataset.name) == (method, dataset)
+    assert (config.method.name, config.dataset.name) == (method.replace("/", "_"), dataset)
 
 
 @pytest.mark.parametrize("group", ["model", "optimizer", "scheduler", "protocol", "logger", "launcher"])
