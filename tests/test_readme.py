@@ -58,6 +58,8 @@ def test_every_run_command_runs(command, tiny_folder, glue_files, tmp_path, tmp_
         arguments.append("method.layers='1:'")  # the tiny model has three
     if "experiment=quickstart" in line:
         arguments = [*(a for a in arguments if "seed" not in a), "method=neat", "seed=0,1"]
+    if "experiment=ablation" in line or "experiment=zoo" in line:  # two of their jobs; test_config composes the grids
+        arguments += ["method=neat,lora", "seed=0"]
     if "-m" in arguments and "seed=42,43" in line:
         arguments = [a if not a.startswith("seed") else "seed=42" for a in arguments]
         arguments = [a if not a.startswith("dataset") else "dataset=glue/rte" for a in arguments]
@@ -92,6 +94,7 @@ def test_every_other_command_is_known_here():
         "python scripts/make_tables.py --table quickstart --print",
         "python scripts/make_tables.py --protocol best_dev",
         "python scripts/make_tables.py --table packaged_images --print",
+        "python scripts/make_tables.py --table ablation --print",
         "python scripts/make_tables.py --table packaged_language --print",
         "python scripts/count_parameters.py model=llama3_8b method=neat dataset=commonsense/commonsense_170k",
     }  # fmt: skip

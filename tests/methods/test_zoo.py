@@ -23,6 +23,9 @@ def low_rank(m, out, inputs):
 # name -> (overrides, parameters of one place, or of the whole model as (method, places) -> count)
 MAPS = {
     "pissa": ("rank=4", low_rank),
+    "nonlinear_lora": ("rank=4 activation=sigmoid", low_rank),
+    "multiplicative": ("rank=4", lambda m, out, inputs: 2 * out * m.rank),
+    "neat_random": ("rank=4", lambda m, out, inputs: out * m.rank),
     "pissa randomised": ("rank=4 niter=4", low_rank),
     "milora": ("rank=4", low_rank),
     "lora_ga": ("rank=4", low_rank),

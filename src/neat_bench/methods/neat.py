@@ -43,7 +43,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class NEATMap(AdaptedMap):
     """The network of one place; see NEAT."""
 
-    def __init__(self, weight: Tensor, rank: int, depth: int, scale: float, activation: str, dropout: float) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        rank: int,
+        depth: int,
+        scale: float,
+        activation: str,
+        dropout: float,
+        train_first: bool = True,
+    ) -> None:
         super().__init__()
         out, inner = weight.shape[0], (depth - 2) // 2
         self.A = nn.Linear(out, rank, bias=False)
@@ -52,6 +61,10 @@ class NEATMap(AdaptedMap):
         self.B = nn.Parameter(torch.zeros(out, rank))
         self.scale, self.activation = scale, ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
+        if not train_first:  # a buffer: kept in the saved state, as a random map has to be
+            first = self.A.weight.data
+            del self.A.weight
+            self.A.register_buffer("weight", first)
 
     def of_weight(self, weight: Tensor) -> Tensor:
         """Return Z transposed, r x in: everything before the last, linear map.
@@ -87,7 +100,8 @@ class NEAT(MapMethod):
     Initialisation: A and inner weights Kaiming uniform (a = sqrt 5), B zero, so step 0 changes nothing.
     Parameters per matrix: 2 out r + 2 k r^2, whatever the input width.
     activation: relu (the released code's), leaky_relu, gelu, tanh, sigmoid, sin (sin(2 pi z)) or identity,
-    which leaves the purely multiplicative form. dropout acts on the adapter's input x.
+    which leaves the purely multiplicative form. train_first=false freezes A at its random start (the ablation of
+    what the nonlinearity gives by itself). dropout acts on the adapter's input x.
     """
 
     size = "rank"
@@ -96,6 +110,7 @@ class NEAT(MapMethod):
     scale: float = 1.0
     activation: str = "relu"
     dropout: float = 0.0
+    train_first: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,4 +126,4 @@ class NEAT(MapMethod):
     def make_map(self, place: Place, weight: Tensor) -> NEATMap:
         """Return the network for one place."""
         check_rank(self.rank, place, weight)
-        return NEATMap(weight, self.rank, self.depth, self.scale, self.activation, self.dropout)
+        return NEATMap(weight, self.rank, self.depth, self.scale, self.activation, self.dropout, self.train_first)

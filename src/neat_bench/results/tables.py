@@ -22,10 +22,10 @@ class TableSpec:
     """A table as configs/table/<name>.yaml describes it.
 
     columns: task -> heading. groups: heading -> tasks, each followed by its mean; the mean of these means then
-    stands beside the average over all tasks. rows: methods in order; others follow. published: sources to
-    show, in order.
-    published_tasks: our task -> its name in the published files, where that differs. where: dotted record
-    key -> value that a run must have to be in the table.
+    stands beside the average over all tasks. rows: methods in order. published: sources to
+    show, in order. others: whether methods that rows leaves out follow. published_tasks: our task -> its name in
+    the published files, where that differs. where: dotted record key -> value that a run must have to be in the
+    table.
     """
 
     title: str
@@ -33,6 +33,7 @@ class TableSpec:
     columns: dict[str, str]
     groups: dict[str, list[str]] = field(default_factory=dict)
     rows: list[str] = field(default_factory=list)
+    others: bool = True
     published: list[str] = field(default_factory=list)
     published_tasks: dict[str, str] = field(default_factory=dict)
     where: dict[str, Any] = field(default_factory=dict)
@@ -194,6 +195,7 @@ def build_tables(
         view
         for record in records
         if record["names"]["suite"] == spec.suite
+        and (spec.others or record["names"]["method"] in spec.rows)
         and all(str(_value(record, key)) == str(value) for key, value in spec.where.items())
         for view in by_column(record)
         if view["names"]["task"] in spec.columns
