@@ -23,7 +23,7 @@ def one_line_error(found):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ("method=nosuch", "unknown method 'nosuch'; valid: bitfit, dora"),
+    ("method=nosuch", "unknown method 'nosuch'; valid: adalora, bitfit"),
     ("method=nea", "unknown method 'nea'; did you mean 'neat'?"),
     ("dataset=glue/sst", "unknown dataset 'glue/sst'; did you mean 'glue/sst2'?"),
     ("metod=neat", "unknown key 'metod'; did you mean 'method'?"),

@@ -8,10 +8,14 @@ class InputError(Exception):
     """Something the user gave cannot be used. `neat_bench.cli` prints it as one line and exits with 1."""
 
 
+MOST_NAMES = 20  # of a list of valid names in a message
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the valid name closest to `word`, else the list of valid names."""
     names = sorted(valid)
     close = get_close_matches(word, names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; valid: {', '.join(names)}" if names else ""
+    shown = names if len(names) <= MOST_NAMES else [*names[:MOST_NAMES], f"... ({len(names)} in all)"]
+    return f"; valid: {', '.join(shown)}" if names else ""
