@@ -6,10 +6,16 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["WANDB_MODE"] = "disabled"
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: threads would only wait for each other
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import neat_bench  # noqa: F401  before transformers: it makes torchvision importable beside a CPU torch
 from neat_bench.config import build, compose
@@ -91,6 +97,16 @@ def make_model():
         return model.to(dtype).eval(), inputs
 
     return make
+
+
+@cache
+def _built(overrides):
+    return build(compose(list(overrides))).method
+
+
+def method_of(*overrides):
+    """Return the method that these overrides of the whole config make; composing is slow, so it is done once."""
+    return deepcopy(_built(overrides))
 
 
 def logits_of(model, inputs):

@@ -103,9 +103,11 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     trainer.fit(model, task, head_names(model), train_rows, collate, seeds["order"], evaluator)
 
     record = _make_record(config, overrides, data, model, model_origin, trainer, evaluator)
+    record["method"] = method.report(model, lambda: evaluator.measure(model))
     batch = collate([train_rows[row] for row in range(min(8, len(train_rows)))])
     record["cost"]["training_flops_estimate"] = trainer.estimate_flops(model, task, batch)
-    record["budget"] = None if budget is None else budget.as_dict()
+    met = record["parameters"]["trainable"] - record["parameters"]["head"]
+    record["budget"] = None if budget is None else budget.as_dict() | {"met": met}
     record["cost"]["total_seconds"] = time.perf_counter() - started
     if accelerator.is_main_process:
         if config.trainer.save_adapter:

@@ -3,7 +3,7 @@
 import pytest
 from transformers import BertForSequenceClassification
 
-from conftest import tiny_bert_config
+from conftest import method_of, tiny_bert_config
 from neat_bench.config import build, compose
 from neat_bench.errors import InputError
 from neat_bench.experiment import run
@@ -15,7 +15,7 @@ def skeleton():
 
 
 def solved(overrides, asked):
-    return solve(build(compose(overrides.split())).method, asked, skeleton)
+    return solve(method_of(*overrides.split()), asked, skeleton)
 
 
 @pytest.mark.parametrize(("asked", "limit"), [

@@ -4,14 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import logits_of
-from neat_bench.config import build, compose
-from neat_bench.methods.base import AdaptedMap, LinearRows, adapted_maps, attach
+from conftest import logits_of, method_of
+from neat_bench.methods.adapted import AdaptedMap, LinearRows, adapted_maps
+from neat_bench.methods.base import attach
 from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.methods.neat import NEATMap
 from neat_bench.training.trainer import compile_model
-
-NO_DROPOUT = nn.Dropout(0.0)
 
 
 def parts(bias=True, dtype=torch.float64):
@@ -27,8 +25,8 @@ def test_the_fused_gradients_are_the_numerical_ones(bias, rows):
     x, linear, A, B = parts(bias)
     layer = linear if rows is None else LinearRows(linear, rows)
     B = B if rows is None else B[2:6].detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, A, B: low_rank_linear(x, layer, A, B, 0.7, NO_DROPOUT), (x, A, B))
-    no_bias = low_rank_linear(x, layer, A, B, 0.7, NO_DROPOUT, bias=False)
+    assert torch.autograd.gradcheck(lambda x, A, B: low_rank_linear(x, layer, A, B, 0.7), (x, A, B))
+    no_bias = low_rank_linear(x, layer, A, B, 0.7, bias=False)
     torch.testing.assert_close(no_bias, x @ layer.weight.t() + 0.7 * (x @ A.t()) @ B.t())
 
 
@@ -49,13 +47,13 @@ def test_the_separate_way_is_the_same_map():
 def test_a_low_precision_weight_is_used_as_it_is(autocast):
     """bf16 base weights with float32 adapters: bf16 outputs, float32 gradients, close to the exact ones."""
     x, linear, A, B = parts(dtype=torch.float32)
-    exact = low_rank_linear(x, linear, A, B, 0.7, NO_DROPOUT)
+    exact = low_rank_linear(x, linear, A, B, 0.7)
     exact.square().sum().backward()
     wanted, A.grad, B.grad = (A.grad, B.grad), None, None
     low = nn.Linear(5, 7, dtype=torch.bfloat16).requires_grad_(False)
     low.load_state_dict(linear.state_dict())
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        found = low_rank_linear(x.detach() if autocast else x.detach().bfloat16(), low, A, B, 0.7, NO_DROPOUT)
+        found = low_rank_linear(x.detach() if autocast else x.detach().bfloat16(), low, A, B, 0.7)
     assert found.dtype == torch.bfloat16
     found.float().square().sum().backward()
     torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
@@ -89,7 +87,7 @@ def test_neat_on_bf16_weights_makes_no_float32_copy_of_them():
 def test_an_optimizer_step_has_the_plain_gradients_and_computes_each_z_once(make_model, monkeypatch, method, count):
     model, inputs = make_model("bert")
     overrides = [f"method={method}", "method.rank=4", *(["method.depth=4"] if method == "neat" else [])]
-    attach(build(compose(overrides)).method, model)
+    attach(method_of(*overrides), model)
     model.double()
     generator = torch.Generator().manual_seed(1)
     maps = adapted_maps(model, AdaptedMap)
@@ -123,7 +121,7 @@ def test_an_optimizer_step_has_the_plain_gradients_and_computes_each_z_once(make
 def test_adapted_layers_compile_without_a_graph_break(make_model, method):
     """On the compiler's own front end: whole-graph capture of forward and backward, the same numbers."""
     model, _ = make_model("vit", torch.float32)
-    attach(build(compose([f"method={method}", "method.targets=[query,mlp_down]"])).method, model)
+    attach(method_of(f"method={method}", "method.targets=[query,mlp_down]"), model)
     block = next(module for name, module in model.named_modules() if name.endswith("layers.0"))
     x = torch.randn(2, 4, 32)
     block(x).sum().backward()

@@ -8,7 +8,7 @@ from onnx.reference import ReferenceEvaluator
 from transformers import Dinov2Model
 
 from neat_bench.config import build, compose
-from neat_bench.models.dinov2_onnx import GRAPH, PACKAGE
+from neat_bench.models.dinov2_onnx import Dinov2FromOnnx
 from neat_bench.packages import package_file
 
 
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_converted_backbone_gives_the_graphs_own_features(folder):
-    graph = onnx.load(str(package_file(PACKAGE, GRAPH)))
+    graph = onnx.load(str(package_file(Dinov2FromOnnx.package, Dinov2FromOnnx.file)))
     nodes = graph.graph.node
     end = max(index for index, node in enumerate(nodes) if node.name.startswith("/backbone/layernorm/"))
     output = nodes[end].output[0]

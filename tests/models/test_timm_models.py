@@ -83,7 +83,7 @@ def test_running_statistics_move_only_where_their_normalisation_trains(lite0, na
     with torch.no_grad():
         for key in state:
             lite0.get_parameter(key).zero_() if key in dict(lite0.named_parameters()) else lite0.get_buffer(key).zero_()
-    load_state(tmp_path, lite0)
+    load_state(tmp_path, method(name), lite0)
     assert all(torch.equal(value, state[key]) for key, value in trained_state(lite0).items())
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from neat_bench.methods.base import AdaptedLinear, MapMethod
+from neat_bench.methods.adapted import AdaptedLinear
+from neat_bench.methods.base import MapMethod
 from neat_bench.methods.dora import DoRA
 from neat_bench.methods.lora import LoRA
 from neat_bench.methods.neat import NEAT

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from neat_bench.evaluation.metrics import metric as load_metric
 from neat_bench.evaluation.protocols import Scores, apply_protocols
-from neat_bench.methods.base import merge, unmerge
+from neat_bench.methods.adapted import merge, unmerge
 from neat_bench.methods.state import trained_state
 from neat_bench.tasks.predictions import Predictions
 from neat_bench.training.prefix import PrefixCache
@@ -128,6 +128,14 @@ class Evaluator:
         self.seconds += time.perf_counter() - started
         watched = selection if self.protocol == "split_validation" else whole
         return whole, watched[self.metrics[0]]
+
+    def measure(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """Return the metrics of the selecting and of the reporting part for the model as it is now; keep nothing."""
+        predictions = self.predict(model)
+        return {
+            "selection": self._score(predictions, self.selects),
+            "report": self._score(predictions, ~self.selects),
+        }
 
     def chosen(self) -> tuple[int, dict[str, float]]:
         """Return the evaluation that the reported protocol chooses, and its metrics."""

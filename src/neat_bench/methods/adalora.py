@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, adapted_maps, check_rank
+from neat_bench.methods.adapted import AdaptedMap, LinearRows, adapted_maps
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_at_least_one, check_dropout, check_rank
 from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.models.roles import Place
 
@@ -90,10 +92,8 @@ class AdaLoRA(MapMethod):
             raise InputError("method.target_rank lies between 1 and method.rank")
         if not (self.warmup >= 0 and self.final >= 0 and self.warmup + self.final < 1):
             raise InputError("method.warmup and method.final are shares of the steps that leave some between them")
-        if self.interval < 1:
-            raise InputError(f"method.interval is at least 1, not {self.interval}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"method.dropout lies in [0, 1), not {self.dropout}")
+        check_at_least_one(interval=self.interval)
+        check_dropout(self.dropout)
 
     def sized(self, value: float) -> Self:
         """Return the method with another rank, and the target in the same proportion."""
@@ -111,32 +111,34 @@ class AdaLoRA(MapMethod):
         return self.orthogonality * torch.stack([adapted.penalty() for adapted in maps]).mean()
 
     def budget(self, step: int, total: int, matrices: int) -> tuple[int, bool]:
-        """Return how many triples the model keeps at a step, and whether the others are dropped at it."""
+        """Return how many triples the model keeps at a step, and whether they are chosen at it."""
         start, end = int(self.warmup * total), total - int(self.final * total)
         first, last = self.rank * matrices, self.target_rank * matrices
+        if step >= end:
+            return last, step == end
         if step <= start:
             return first, False
-        if step > end:
-            return last, True
         left = 1 - (step - start) / (end - start)
         return int(last + (first - last) * left**3), step % self.interval == 0
 
     @torch.no_grad()
     def on_step(self, model: nn.Module, step: int, total: int) -> None:
-        """Observe the gradients; where it is time, drop the least important triples of the whole model."""
+        """Observe the gradients; where it is time, drop the least important triples of the whole model.
+
+        Between two choices a dropped triple may come back; after the last one it stays dropped.
+        """
         maps = adapted_maps(model, AdaLoRAMap)
-        choosing = step <= total - int(self.final * total)
-        if choosing:
+        end = total - int(self.final * total)
+        if step < end:
             for adapted in maps:
                 adapted.observe()
-        budget, dropping = self.budget(step, total, len(maps))
-        if not dropping:
-            return
-        scores = torch.cat([adapted.scores() for adapted in maps])
-        dropped = len(scores) - budget
-        if dropped > 0 and (choosing or all(bool(adapted.kept.all()) for adapted in maps)):
-            threshold = torch.kthvalue(scores, dropped).values
+        budget, choosing = self.budget(step, total, len(maps))
+        if choosing:
+            scores = torch.cat([adapted.scores() for adapted in maps])
+            dropped = len(scores) - budget
+            threshold = torch.kthvalue(scores, dropped).values if dropped else -1.0
             for adapted in maps:
                 adapted.kept = adapted.scores() > threshold
-        for adapted in maps:
-            adapted.e.masked_fill_(~adapted.kept, 0.0)
+        if choosing or step > end:
+            for adapted in maps:
+                adapted.e.masked_fill_(~adapted.kept, 0.0)

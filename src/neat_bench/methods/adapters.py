@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neat_bench.errors import InputError, nearest
-from neat_bench.methods.base import HiddenEdit, Method, edit_output, weight_at
+from neat_bench.errors import InputError
+from neat_bench.methods.adapted import weight_at
+from neat_bench.methods.base import Method
+from neat_bench.methods.checks import ACTIVATIONS, check_activation, check_at_least_one
+from neat_bench.methods.hidden import HiddenEdit, edit_output
 from neat_bench.methods.ln_tuning import is_norm
-from neat_bench.methods.neat import ACTIVATIONS
 from neat_bench.methods.tensor_train import TensorTrain
 from neat_bench.models.roles import Place, find_places
 
@@ -68,10 +70,8 @@ class Adapter(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bottleneck < 1:
-            raise InputError(f"method.bottleneck is at least 1, not {self.bottleneck}")
-        if self.activation not in ACTIVATIONS:
-            raise InputError(f"unknown method.activation '{self.activation}'{nearest(self.activation, ACTIVATIONS)}")
+        check_at_least_one(bottleneck=self.bottleneck)
+        check_activation(self.activation)
         valid = {"mlp_down"} if self.parallel else {"output", "mlp_down"}
         if not self.targets or not set(self.targets) <= valid:
             raise InputError(f"method.targets of {self.name} are among {', '.join(sorted(valid))}")

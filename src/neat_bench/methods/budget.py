@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from neat_bench.errors import InputError
+from neat_bench.methods.adapted import weight_at
 from neat_bench.methods.base import Method, attach
 from neat_bench.models.roles import find_places, head_names
 
@@ -19,7 +20,10 @@ LARGEST = 2**20  # of a size; a budget in reach of it is no budget
 
 @dataclass(frozen=True)
 class Budget:
-    """What was asked, and what the method makes of it: its size and its trainable parameters, head apart."""
+    """What was asked, and what the method makes of it: its size and its trainable parameters, head apart.
+
+    Where the method finds them only by looking at batches, `met` is what it will not exceed.
+    """
 
     asked: str
     limit: int
@@ -67,9 +71,11 @@ def solve(method: Method, asked: str, skeleton: Callable[[], nn.Module]) -> tupl
         if met > limit:
             raise exceeds(met, "its size is fixed")
         return method, Budget(asked, limit, met, {})
-    if isinstance(method.value_of_size, float):
+    if method.size_kind == "parameters":
+        return method.sized(limit), Budget(asked, limit, limit, {method.size: limit})
+    if method.size_kind == "share":
         places = find_places(skeleton(), method.targets, method.layers)
-        entries = sum(_entries(place) for place in places)
+        entries = sum(weight_at(place, method.name).numel() for place in places)
         if limit < len(places):
             raise exceeds(len(places), "one entry a matrix")
         value: float = min(1.0, limit / entries)
@@ -92,8 +98,3 @@ def solve(method: Method, asked: str, skeleton: Callable[[], nn.Module]) -> tupl
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return method.sized(low), Budget(asked, limit, counts[low], {method.size: low})
-
-
-def _entries(place: Any) -> int:
-    rows = place.module.weight.shape[0] if place.rows is None else place.rows[1] - place.rows[0]
-    return int(rows * place.module.weight.shape[1])

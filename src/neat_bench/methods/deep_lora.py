@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, check_rank, layers_of
-from neat_bench.methods.gradients import mean_gradients
+from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_rank
+from neat_bench.methods.gradients import map_gradients
 from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.models.roles import Place
-
-NO_DROPOUT = nn.Dropout(0.0)
 
 
 def _product(factors: list[Tensor]) -> Tensor:
@@ -66,7 +66,7 @@ class CompressedDeepLoRAMap(AdaptedMap):
 
     def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
         """Apply x W0^T + b + (x R) (L C_d ... C_1)^T."""
-        return low_rank_linear(x, linear, self.R.t(), self._up(), 1.0, NO_DROPOUT)
+        return low_rank_linear(x, linear, self.R.t(), self._up(), 1.0)
 
 
 @dataclass(kw_only=True)
@@ -105,13 +105,9 @@ class DeepLoRA(MapMethod):
 
     def prepare(self, model: nn.Module, batches: list[Any], loss: Callable[[Any], Tensor]) -> None:
         """Choose the bases of every place from the gradient of its weight."""
-        weights = list(dict.fromkeys(layer.base.weight for layer, *_ in layers_of(model)))
-        gradients = mean_gradients(weights, batches, loss)
-        for layer, role, adapted, weight in layers_of(model):
-            rows = layer.rows_of(role)
-            gradient = gradients[layer.base.weight]
+        for adapted, weight, gradient in map_gradients(model, batches, loss):
             assert isinstance(adapted, CompressedDeepLoRAMap)
-            self.choose(adapted, weight, gradient if rows is None else gradient[slice(*rows)])
+            self.choose(adapted, weight, gradient)
 
     @torch.no_grad()
     def choose(self, adapted: CompressedDeepLoRAMap, weight: Tensor, gradient: Tensor) -> None:

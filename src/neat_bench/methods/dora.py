@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neat_bench.methods.base import LinearRows, check_rank
+from neat_bench.methods.adapted import LinearRows
+from neat_bench.methods.checks import check_rank
 from neat_bench.methods.lora import LoRA, LoRAMap
 from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.models.roles import Place

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod
+from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_at_least_one
 from neat_bench.models.roles import Place
 
 
@@ -71,8 +73,7 @@ class ETHER(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.blocks < 1:
-            raise InputError(f"method.blocks is at least 1, not {self.blocks}")
+        check_at_least_one(blocks=self.blocks)
         if self.both_sides and not self.plus:
             raise InputError("method.both_sides belongs to ETHER+: set method.plus=true")
 

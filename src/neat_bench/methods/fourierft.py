@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod
+from neat_bench.methods.adapted import DeltaMap
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_at_least_one
 from neat_bench.models.roles import Place
 
 
@@ -20,7 +21,7 @@ def _places(entries: int, count: int, seed: int) -> Tensor:
     return torch.randperm(entries, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-class FourierFTMap(AdaptedMap):
+class FourierFTMap(DeltaMap):
     """The coefficients of one place and where they stand; see FourierFT."""
 
     places: Tensor
@@ -33,19 +34,10 @@ class FourierFTMap(AdaptedMap):
         self.scale = scale
 
     def of_weight(self, weight: Tensor) -> Tensor:
-        """Return the update, out x in."""
+        """Return dW = a Re(ifft2(F)), out x in."""
         dense = self.spectrum.new_zeros(weight.shape)
         dense[self.places[0], self.places[1]] = self.spectrum
         return self.scale * torch.fft.ifft2(dense).real
-
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return W0 + a Re(ifft2(F))."""
-        return weight + self.of_weight(weight).to(weight.dtype), bias
-
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
-        """Apply the merged weight; its transform is taken once an optimizer step."""
-        weight = linear.weight
-        return F.linear(x, weight + self.shared(weight).to(weight.dtype), linear.bias)
 
 
 @dataclass(kw_only=True)
@@ -65,8 +57,7 @@ class FourierFT(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.count < 1:
-            raise InputError(f"method.count is at least 1, not {self.count}")
+        check_at_least_one(count=self.count)
 
     @property
     def starts_at_pretrained(self) -> bool:  # type: ignore[override]

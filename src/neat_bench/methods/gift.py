@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, adapt, check_rank, weight_at
+from neat_bench.methods.adapted import AdaptedMap, LinearRows, adapt, weight_at
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_at_least_one, check_rank
 from neat_bench.models.roles import Place
 
 
@@ -43,8 +45,7 @@ class GIFT(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"method.rank is at least 1, not {self.rank}")
+        check_at_least_one(rank=self.rank)
 
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Make the factors of each role and put them at all its places."""

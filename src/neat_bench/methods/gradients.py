@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from neat_bench.methods.adapted import AdaptedMap, layers_of
 
 
 def mean_gradients(
@@ -39,3 +41,14 @@ def mean_gradients(
             hook.remove()
             weight.requires_grad_(False)
     return {weight: total / len(batches) for weight, total in sums.items()}
+
+
+def map_gradients(
+    model: nn.Module, batches: list[Any], loss: Callable[[Any], Tensor]
+) -> Iterator[tuple[AdaptedMap, Tensor, Tensor]]:
+    """Yield each adapted map of the model, the frozen weight it owns, and that weight's mean gradient (on the CPU)."""
+    gradients = mean_gradients(list(dict.fromkeys(layer.base.weight for layer, *_ in layers_of(model))), batches, loss)
+    for layer, role, adapted, weight in layers_of(model):
+        rows = layer.rows_of(role)
+        gradient = gradients[layer.base.weight]
+        yield adapted, weight, gradient if rows is None else gradient[slice(*rows)]

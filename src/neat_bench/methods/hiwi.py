@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neat_bench.errors import InputError, nearest
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod
+from neat_bench.errors import InputError
+from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import ACTIVATIONS, check_activation, check_at_least_one
 from neat_bench.methods.low_rank import low_rank_linear
-from neat_bench.methods.neat import ACTIVATIONS
 from neat_bench.models.roles import Place
-
-NO_DROPOUT = nn.Dropout(0.0)
 
 
 class HiWiMap(AdaptedMap):
@@ -41,7 +40,7 @@ class HiWiWeightMap(HiWiMap):
 
     def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
         """Apply x W0^T + b + (x W_u^T) f(W0 W_d)^T."""
-        return low_rank_linear(x, linear, self.up.t(), self.shared(linear.weight), 1.0, NO_DROPOUT)
+        return low_rank_linear(x, linear, self.up.t(), self.shared(linear.weight), 1.0)
 
 
 class HiWiBiasMap(HiWiMap):
@@ -74,12 +73,10 @@ class HiWi(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"method.rank is at least 1, not {self.rank}")
+        check_at_least_one(rank=self.rank)
         if self.form not in ("bias", "weight"):
             raise InputError(f"method.form is bias or weight, not '{self.form}'")
-        if self.activation not in ACTIVATIONS:
-            raise InputError(f"unknown method.activation '{self.activation}'{nearest(self.activation, ACTIVATIONS)}")
+        check_activation(self.activation)
 
     def make_map(self, place: Place, weight: Tensor) -> HiWiMap:
         """Return the adapter of one place."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod
+from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.base import MapMethod
 from neat_bench.models.roles import Place
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, MapMethod, check_rank
+from neat_bench.methods.adapted import AdaptedMap, layers_of
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_at_least_one, check_rank
 from neat_bench.models.roles import Place
 
 SHRINKS, ERROR_POWER = 80, 2.4  # of the search for a row's scale, as in the code
@@ -122,8 +126,7 @@ class IntLoRA(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"method.rank is at least 1, not {self.rank}")
+        check_at_least_one(rank=self.rank)
         if self.form not in ("mul", "shift"):
             raise InputError(f"method.form is mul or shift, not '{self.form}'")
         if not 2 <= self.bits <= 8:
@@ -134,3 +137,15 @@ class IntLoRA(MapMethod):
         check_rank(self.rank, place, weight)
         seed = self.auxiliary_seed + 1000 * place.layer + sum(map(ord, place.role))
         return IntLoRAMap(weight, self.rank, self.alpha / self.rank, self.bits, self.form == "shift", seed)
+
+    @torch.no_grad()
+    def report(self, model: nn.Module, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return how far the quantised start was from W0: the largest relative error (Frobenius) of a matrix."""
+        errors = []
+        for _, _, adapted, weight in layers_of(model):
+            assert isinstance(adapted, IntLoRAMap)
+            trained, adapted.B.data = adapted.B.data, torch.zeros_like(adapted.B)
+            difference = adapted.merged(weight, None)[0] - weight
+            errors.append((torch.linalg.norm(difference) / torch.linalg.norm(weight)).item())
+            adapted.B.data = trained
+        return {"start_error": max(errors)}

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, check_rank
+from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_at_least_one, check_dropout, check_rank
 from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.models.roles import Place
 
@@ -52,10 +53,8 @@ class LoRA(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"method.rank is at least 1, not {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"method.dropout lies in [0, 1), not {self.dropout}")
+        check_at_least_one(rank=self.rank)
+        check_dropout(self.dropout)
 
     @property
     def scale(self) -> float:

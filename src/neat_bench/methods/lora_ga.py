@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import check_rank, layers_of
-from neat_bench.methods.gradients import mean_gradients
+from neat_bench.methods.checks import check_rank
+from neat_bench.methods.gradients import map_gradients
 from neat_bench.methods.lora import LoRA, LoRAMap
 from neat_bench.models.roles import Place
 
@@ -68,11 +68,7 @@ class LoRAGA(LoRA):
 
     def prepare(self, model: nn.Module, batches: list[Any], loss: Callable[[Any], Tensor]) -> None:
         """Set every pair of factors from the gradient of its weight."""
-        weights = list(dict.fromkeys(layer.base.weight for layer, *_ in layers_of(model)))
-        gradients = mean_gradients(weights, batches, loss)
-        for layer, role, adapted, weight in layers_of(model):
-            rows = layer.rows_of(role)
-            gradient = gradients[layer.base.weight] if rows is None else gradients[layer.base.weight][slice(*rows)]
+        for adapted, weight, gradient in map_gradients(model, batches, loss):
             assert isinstance(adapted, LoRAGAMap)
             self.start(adapted, weight, gradient.to(weight.device))
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, check_rank
+from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_at_least_one, check_rank
 from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.methods.tensor_train import TensorTrain
 from neat_bench.models.roles import Place
@@ -49,8 +50,7 @@ class LoRETTA(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1 or self.tt_rank < 1:
-            raise InputError("method.rank and method.tt_rank are at least 1")
+        check_at_least_one(rank=self.rank, tt_rank=self.tt_rank)
 
     @property
     def starts_at_pretrained(self) -> bool:  # type: ignore[override]

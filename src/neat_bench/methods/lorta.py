@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, adapt, weight_at
+from neat_bench.methods.adapted import AdaptedMap, LinearRows, adapt, weight_at
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_at_least_one
 from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.models.roles import Place
 
 ROLES = ("query", "key", "value", "output")
-NO_DROPOUT = nn.Dropout(0.0)
 
 
 class LoRTAMap(AdaptedMap):
@@ -38,7 +39,7 @@ class LoRTAMap(AdaptedMap):
 
     def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
         """Apply x W0^T + b + s (x A) up^T."""
-        return low_rank_linear(x, linear, self.A.t(), self._up(), self.scale, NO_DROPOUT)
+        return low_rank_linear(x, linear, self.A.t(), self._up(), self.scale)
 
 
 @dataclass(kw_only=True)
@@ -58,8 +59,7 @@ class LoRTA(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"method.rank is at least 1, not {self.rank}")
+        check_at_least_one(rank=self.rank)
         if not set(self.targets) <= set(ROLES):
             raise InputError(f"method.targets of {self.name} are among {', '.join(ROLES)}")
 

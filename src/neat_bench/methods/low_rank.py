@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neat_bench.methods.base import LinearRows
+from neat_bench.methods.adapted import LinearRows
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -48,7 +48,7 @@ def low_rank_linear(
     A: Tensor,
     B: Tensor,
     scale: float,
-    dropout: nn.Dropout,
+    dropout: nn.Dropout | None = None,
     bias: bool = True,
 ) -> Tensor:
     """Return x W^T (+ b) + scale (dropout(x) A^T) B^T, ... x out, from x: ... x in, A: r x in and B: out x r.
@@ -57,16 +57,17 @@ def low_rank_linear(
     and on a plain layer, the product is fused; a quantised layer or dropout takes the separate way.
     """
     rows = x.reshape(-1, x.shape[-1])
+    dropped = dropout(rows) if dropout is not None and dropout.training and dropout.p else None
     autocast = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-    if type(linear) in (nn.Linear, LinearRows) and not (dropout.training and dropout.p) and not _trains(linear):
+    if type(linear) in (nn.Linear, LinearRows) and dropped is None and not _trains(linear):
         rows = rows.to(dtype)
         y = _LowRankLinear.apply(rows, linear.weight, linear.bias if bias else None, A.to(dtype), B.to(dtype), scale)
     else:
         y = linear(rows)
         if not bias and linear.bias is not None:
             y = y - linear.bias.to(y.dtype)
-        y = y + F.linear(F.linear(dropout(rows), A.to(dtype)), scale * B.to(dtype))
+        y = y + F.linear(F.linear(rows if dropped is None else dropped, A.to(dtype)), scale * B.to(dtype))
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod
+from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_at_least_one, check_dropout
 from neat_bench.models.roles import Place
 
 
@@ -54,10 +56,8 @@ class MELoRA(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1 or self.minis < 1:
-            raise InputError("method.rank and method.minis are at least 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"method.dropout lies in [0, 1), not {self.dropout}")
+        check_at_least_one(rank=self.rank, minis=self.minis)
+        check_dropout(self.dropout)
 
     def make_map(self, place: Place, weight: Tensor) -> MELoRAMap:
         """Return the minis for one place."""

@@ -16,28 +16,17 @@ dW = s (Z B^T)^T  out x in                      y = x W^T + b,  W = W0 + dW
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neat_bench.errors import InputError, nearest
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, check_rank
+from neat_bench.errors import InputError
+from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import ACTIVATIONS, check_activation, check_at_least_one, check_dropout, check_rank
 from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.models.roles import Place
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "sin": lambda z: torch.sin(2 * math.pi * z),  # the paper's sinusoid, sin(2 pi z)
-    "identity": lambda z: z,
-}
 
 
 class NEATMap(AdaptedMap):
@@ -114,14 +103,11 @@ class NEAT(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"method.rank is at least 1, not {self.rank}")
+        check_at_least_one(rank=self.rank)
         if self.depth < 2 or self.depth % 2:
             raise InputError(f"method.depth is an even number of layers, at least 2, not {self.depth}")
-        if self.activation not in ACTIVATIONS:
-            raise InputError(f"unknown method.activation '{self.activation}'{nearest(self.activation, ACTIVATIONS)}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"method.dropout lies in [0, 1), not {self.dropout}")
+        check_activation(self.activation)
+        check_dropout(self.dropout)
 
     def make_map(self, place: Place, weight: Tensor) -> NEATMap:
         """Return the network for one place."""

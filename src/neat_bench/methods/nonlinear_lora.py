@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from neat_bench.errors import InputError, nearest
-from neat_bench.methods.base import LinearRows, check_rank
+from neat_bench.methods.adapted import LinearRows
+from neat_bench.methods.checks import ACTIVATIONS, check_activation, check_rank
 from neat_bench.methods.lora import LoRA, LoRAMap
 from neat_bench.methods.low_rank import low_rank_linear
-from neat_bench.methods.neat import ACTIVATIONS
 from neat_bench.models.roles import Place
 
 
@@ -42,8 +41,7 @@ class NonlinearLoRA(LoRA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.activation not in ACTIVATIONS:
-            raise InputError(f"unknown method.activation '{self.activation}'{nearest(self.activation, ACTIVATIONS)}")
+        check_activation(self.activation)
 
     def make_map(self, place: Place, weight: Tensor) -> NonlinearLoRAMap:
         """Return the factors for one place."""

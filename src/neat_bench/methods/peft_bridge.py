@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from neat_bench.errors import InputError, nearest
-from neat_bench.methods.base import Method, weight_at
+from neat_bench.methods.adapted import weight_at
+from neat_bench.methods.base import Method
 from neat_bench.models.roles import Place, backbone_of, head_names
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import check_rank
+from neat_bench.methods.checks import check_rank
 from neat_bench.methods.lora import LoRA, LoRAMap
 from neat_bench.models.roles import Place
 
@@ -39,7 +39,9 @@ class PiSSA(LoRA):
         adapted = LoRAMap(weight, self.rank, self.scale, self.dropout).to(weight.device)
         full = weight.to(torch.promote_types(weight.dtype, torch.float32))
         if self.niter is not None:
-            U, S, V = torch.svd_lowrank(full, q=self.rank, niter=self.niter)
+            with torch.random.fork_rng():  # always the same draw: a saved adapter belongs to the base it leaves
+                torch.manual_seed(0)
+                U, S, V = torch.svd_lowrank(full, q=self.rank, niter=self.niter)
             Vt = V.t()
         else:
             U, S, Vt = torch.linalg.svd(full, full_matrices=False)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, MapMethod, adapted_maps, check_rank
+from neat_bench.methods.adapted import AdaptedMap, adapted_maps, layers_of
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_rank
 from neat_bench.models.roles import Place
 
 
@@ -77,3 +81,9 @@ class PST(MapMethod):
         """Move the share that is dropped."""
         for adapted in adapted_maps(model, PSTMap):
             adapted.sparsity.fill_(self.share_at(step, total))
+
+    @torch.no_grad()
+    def report(self, model: nn.Module, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the share of zeros in the adapted matrices as they are merged."""
+        merged = [adapted.merged(weight, None)[0] for _, _, adapted, weight in layers_of(model)]
+        return {"sparsity": sum(int((w == 0).sum()) for w in merged) / sum(w.numel() for w in merged)}

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, HiddenEdit, LinearRows, MapMethod, edit_output
+from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.hidden import HiddenEdit, edit_output
 from neat_bench.models.roles import Place, hidden_size
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import HiddenEdit, Method, edit_output
-from neat_bench.methods.context import Context
+from neat_bench.methods.base import Method
+from neat_bench.methods.checks import check_at_least_one
+from neat_bench.methods.hidden import Context, HiddenEdit, edit_output
 from neat_bench.models.roles import Place, hidden_size
 
 POSITIONS = ("first", "last", "all")
@@ -23,7 +24,7 @@ class ReFTEdit(HiddenEdit):
         self.basis = nn.Parameter(nn.init.orthogonal_(torch.empty(rank, size)))
         self.W = nn.Linear(size, rank)
         self.direct, self.positions, self.count = direct, positions, count
-        self._context = [context]  # not a module, and nothing of it is saved
+        self.context = context
 
     def rows(self) -> Tensor:
         """Return R, r x d: the basis with its rows made orthonormal.
@@ -42,7 +43,7 @@ class ReFTEdit(HiddenEdit):
         if self.positions == "all":
             return None
         tokens = hidden.shape[1]
-        mask = self._context[0].mask
+        mask = self.context.mask
         if mask is None:
             mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         if self.positions == "first":
@@ -78,8 +79,7 @@ class ReFT(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1 or self.count < 1:
-            raise InputError("method.rank and method.count are at least 1")
+        check_at_least_one(rank=self.rank, count=self.count)
         if self.positions not in POSITIONS:
             raise InputError(f"method.positions is one of {', '.join(POSITIONS)}, not '{self.positions}'")
         if self.targets != ["block"]:

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import LinearRows, adapt, check_rank, weight_at
-from neat_bench.methods.context import Context
+from neat_bench.methods.adapted import LinearRows, adapt, weight_at
+from neat_bench.methods.checks import check_rank
+from neat_bench.methods.hidden import Context
 from neat_bench.methods.lora import LoRA, LoRAMap
-from neat_bench.models.roles import Place
+from neat_bench.models.roles import Place, hidden_size
 
 
 class SIBOMap(LoRAMap):
@@ -24,11 +25,11 @@ class SIBOMap(LoRAMap):
     ) -> None:
         super().__init__(weight, rank, scale, dropout)
         self.initial = initial
-        self._context = [context]
+        self.context = context
 
     def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
         """Apply x W0^T + b + s (((1 - lam) x + lam h0) A^T) B^T."""
-        embedded = self._context[0].embedded
+        embedded = self.context.embedded
         assert embedded is not None
         mixed = self.dropout((1 - self.initial) * x + self.initial * embedded.to(x.dtype))
         return linear(x) + F.linear(F.linear(mixed, self.A.to(x.dtype)), self.scale * self.B.to(x.dtype))
@@ -52,10 +53,10 @@ class SIBO(LoRA):
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Put the factors at every place; raises InputError where the input has another size."""
         context = Context(model)
-        hidden = weight_at(places[0], self.name).shape[1]
+        hidden = hidden_size(model)
         for place in places:
             weight = weight_at(place, self.name)
-            if (place.role in ("mlp_down", "output") and weight.shape[1] != hidden) or place.role == "mlp_down":
+            if place.role == "mlp_down" or weight.shape[1] != hidden:
                 raise InputError(f"{self.name} mixes in the embedding, which {place.path}'s input cannot take")
             check_rank(self.rank, place, weight)
             adapt(model, place, SIBOMap(weight, self.rank, self.scale, self.dropout, self.initial, context))

@@ -1,32 +1,35 @@
-"""Updates of some entries of a weight: PaFi and SaRA."""
+"""Updates of some entries of a weight: PaFi and SaRA; and what is left of a model when small entries go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, adapt, layers_of, weight_at
+from neat_bench.methods.adapted import DeltaMap, adapt, layers_of, weight_at
+from neat_bench.methods.base import MapMethod
 from neat_bench.models.roles import Place
 
 
-class SparseMap(AdaptedMap):
+class SparseMap(DeltaMap):
     """What some entries of a weight gained: only these values are stored and optimised; see PaFi and SaRA.
 
-    entries: their flat positions in the weight. A value that is not `active` stands still at `held`.
+    entries: their flat positions in the weight. limit: SaRA's, beyond which an entry stands still. A value that is
+    not `active` stands still at `held`.
     """
 
     entries: Tensor
     active: Tensor
     held: Tensor
-    limit: float = 0.0
 
-    def __init__(self, entries: Tensor) -> None:
+    def __init__(self, entries: Tensor, limit: float = math.inf) -> None:
         super().__init__()
+        self.limit = limit
         self.values = nn.Parameter(torch.zeros(len(entries), device=entries.device))
         self.register_buffer("entries", entries)
         self.register_buffer("active", torch.ones(len(entries), dtype=torch.bool, device=entries.device))
@@ -37,20 +40,49 @@ class SparseMap(AdaptedMap):
         values = torch.where(self.active, self.values, self.held.to(self.values.dtype))
         return values.new_zeros(weight.numel()).index_put((self.entries,), values).view(weight.shape)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return W0 and what its entries gained."""
-        return weight + self.of_weight(weight).to(weight.dtype), bias
-
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
-        """Apply the merged weight, put together once an optimizer step."""
-        return F.linear(x, linear.weight + self.shared(linear.weight).to(linear.weight.dtype), linear.bias)
-
 
 def _sparse(model: nn.Module) -> Iterator[tuple[SparseMap, Tensor]]:
     """Yield each sparse map with its frozen weight."""
     for _, _, adapted, weight in layers_of(model):
         assert isinstance(adapted, SparseMap)
         yield adapted, weight
+
+
+def smallest(weights: list[Tensor], share: float) -> float:
+    """Return the size up to which entries are among the smallest `share` of all the weights' entries."""
+    every = torch.cat([weight.detach().abs().flatten().cpu() for weight in weights])
+    return every.kthvalue(max(1, int(share * len(every)))).values.item()
+
+
+def entries_up_to(weight: Tensor, limit: float) -> Tensor:
+    """Return the flat positions of the entries of a size up to the limit."""
+    return (weight.detach().abs().flatten() <= limit).nonzero()[:, 0]
+
+
+@torch.no_grad()
+def when_pruned(
+    weights: list[Tensor], densities: list[float], measure: Callable[[], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return what is measured when only the largest entries of all the weights together are left, by their share.
+
+    The weights are whole again afterwards.
+    """
+    whole = [weight.detach().clone() for weight in weights]
+    found = {}
+    for density in densities:
+        limit = smallest(whole, 1 - density)
+        for weight, kept in zip(weights, whole, strict=True):
+            weight.copy_(torch.where(kept.abs() <= limit, 0.0, kept))
+        found[f"{density:g}"] = measure()
+    for weight, kept in zip(weights, whole, strict=True):
+        weight.copy_(kept)
+    return found
+
+
+def check_densities(densities: list[float]) -> None:
+    """Refuse what is no share of the entries to keep."""
+    if not all(0 < density < 1 for density in densities):
+        raise InputError("method.densities are shares of the entries, between 0 and 1")
 
 
 @dataclass(kw_only=True)
@@ -62,6 +94,7 @@ class PaFi(MapMethod):
     """
 
     size = "share"
+    size_kind = "share"
     share: float = 0.005
     over_model: bool = False
 
@@ -73,18 +106,15 @@ class PaFi(MapMethod):
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Choose the entries and let them train."""
         weights = [weight_at(place, self.name) for place in places]
-        limit = None
-        if self.over_model:
-            every = torch.cat([weight.detach().abs().flatten().cpu() for weight in weights])
-            limit = every.kthvalue(max(1, int(self.share * len(every)))).values.item()
+        limit = smallest(weights, self.share) if self.over_model else None
         for place, weight in zip(places, weights, strict=True):
-            size = weight.detach().abs().flatten()
             if limit is None:
-                entries = size.topk(max(1, int(self.share * len(size))), largest=False).indices
+                count = max(1, int(self.share * weight.numel()))
+                entries = weight.detach().abs().flatten().topk(count, largest=False).indices.sort().values
             else:
-                entries = (size <= limit).nonzero()[:, 0]
+                entries = entries_up_to(weight, limit)
             if len(entries):
-                adapt(model, place, SparseMap(entries.sort().values))
+                adapt(model, place, SparseMap(entries))
 
 
 @dataclass(kw_only=True)
@@ -98,6 +128,7 @@ class SaRA(MapMethod):
     """
 
     size = "share"
+    size_kind = "share"
     threshold: float = 2e-3
     share: float | None = None
     renew: float = 0.5
@@ -110,28 +141,18 @@ class SaRA(MapMethod):
         if self.threshold <= 0 or not 0 < self.renew <= 1:
             raise InputError("method.threshold is above 0 and method.renew a share of the steps")
 
-    @property
-    def value_of_size(self) -> float:
-        """A share, whether or not the threshold is used instead."""
-        return 1.0 if self.share is None else self.share
-
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Choose the entries; raises InputError where the threshold leaves none."""
         if any(weight_at(place, self.name).is_meta for place in places):
             raise InputError(f"{self.name} chooses entries by their values, which a model without weights has none of")
         weights = [weight_at(place, self.name) for place in places]
-        limit = self.threshold
-        if self.share is not None:
-            every = torch.cat([weight.detach().abs().flatten().cpu() for weight in weights])
-            limit = every.kthvalue(max(1, int(self.share * len(every)))).values.item()
+        limit = self.threshold if self.share is None else smallest(weights, self.share)
         chosen = 0
         for place, weight in zip(places, weights, strict=True):
-            entries = (weight.detach().abs().flatten() <= limit).nonzero()[:, 0]
+            entries = entries_up_to(weight, limit)
             if len(entries):
                 chosen += len(entries)
-                adapted = SparseMap(entries)
-                adapted.limit = limit
-                adapt(model, place, adapted)
+                adapt(model, place, SparseMap(entries, limit))
         if not chosen:
             raise InputError(f"no weight of the targets lies below method.threshold={self.threshold}: raise it")
 

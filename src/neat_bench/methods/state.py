@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from neat_bench.errors import InputError
 from neat_bench.files import write_whole
-from neat_bench.methods.base import AdaptedMap, HiddenEdit, keeps_statistics, layers_of
+from neat_bench.methods.adapted import AdaptedMap, layers_of
+from neat_bench.methods.base import Method, keeps_statistics
+from neat_bench.methods.hidden import HiddenEdit
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 
@@ -44,7 +46,7 @@ def save_state(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -
     write_whole(folder / CONFIG, lambda path: path.write_text(text + "\n"))
 
 
-def load_state(folder: Path, model: nn.Module) -> None:
+def load_state(folder: Path, method: Method, model: nn.Module) -> None:
     """Copy a saved state into a model to which the same method was attached.
 
     Raises InputError where file and model do not hold the same trainable parameters.
@@ -56,6 +58,7 @@ def load_state(folder: Path, model: nn.Module) -> None:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read {folder / WEIGHTS}: {error}") from None
+    method.rebuild(model, state)
     own = trained_tensors(model)
     if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
         odd = sorted(state.keys() ^ own.keys())[:3] or "shapes"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, LinearRows, MapMethod, adapt, weight_at
+from neat_bench.methods.adapted import AdaptedMap, LinearRows, adapt, weight_at
+from neat_bench.methods.base import MapMethod
+from neat_bench.methods.checks import check_at_least_one, check_dropout
 from neat_bench.methods.low_rank import low_rank_linear
 from neat_bench.models.roles import Place
 
@@ -55,10 +56,8 @@ class VeRA(MapMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"method.rank is at least 1, not {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"method.dropout lies in [0, 1), not {self.dropout}")
+        check_at_least_one(rank=self.rank)
+        check_dropout(self.dropout)
 
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Draw the shared factors and put the vectors at every place."""

