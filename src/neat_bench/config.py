@@ -63,7 +63,8 @@ class Config:
     """A run, fully described.
 
     `method` is a `neat_bench.methods.base.Method`; budget: the trainable parameters (0.3M, 0.1%) that its size is
-    solved for, None for the size it has.
+    solved for, None for the size it has. start_from: the folder of a saved adapter of the same method, ours or peft's,
+    whose values training starts from (its head too, where it has the same outputs).
     """
 
     model: Pretrained
@@ -79,6 +80,7 @@ class Config:
     seed: int = 0
     seeds: Seeds = field(default_factory=Seeds)
     budget: str | None = None
+    start_from: str | None = None
     rerun: bool = False
 
 
@@ -184,8 +186,8 @@ def build(composed: DictConfig) -> Config:
         if type(value) is not kind:
             raise InputError(f"{name}: {value!r} is not of type {kind.__name__}")
         parts[name] = value
-    budget = values.get("budget")
-    parts["budget"] = None if budget is None else str(budget)
+    for name in ("budget", "start_from"):
+        parts[name] = None if values.get(name) is None else str(values[name])
     if parts["seed"] < 0:
         raise InputError(f"seed is not negative; got {parts['seed']}")
     return Config(**parts)

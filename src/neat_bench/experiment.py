@@ -70,6 +70,10 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     torch.manual_seed(seeds["init"])
     model, tokenizer, model_origin = config.model.load(task, cache)
     attach(method, model)
+    if config.start_from is not None:
+        from neat_bench.methods.peft_format import start_from
+
+        model_origin["start_from"] = start_from(Path(config.start_from), method, model)
 
     task = task.with_tokenizer(tokenizer)
     train_rows = task.encode(data.train, cache / "encoded", training=True)
@@ -186,7 +190,7 @@ def _make_record(
             "method_label": config.method.label,
         },
         "config": plain(config),
-        "overrides": sorted(overrides),
+        "overrides": list(overrides),
         "seed": config.seed,
         "seeds": config.seeds.filled(config.seed),
         "hashes": {

@@ -45,25 +45,47 @@ def export(path: Path, to: str, out: Path, config_dirs: list[str] | None = None)
     from neat_bench.methods.base import attach
     from neat_bench.methods.peft_format import start_of, to_peft
     from neat_bench.methods.state import load_state
+    from neat_bench.models.roles import head_names
     from neat_bench.tasks import make_task
 
-    task = make_task(config.dataset, Data([], [], config.dataset.class_names(), []))  # type: ignore[arg-type]
+    task = make_task(config.dataset, Data([], [], config.dataset.class_names(), []))
     cache = Path(config.paths.cache)
     method = config.method
     if record["budget"] and record["budget"]["solved"]:
         (size,) = record["budget"]["solved"].values()
         method = method.sized(size)
+    model: Any
+    base: Any
     model, tokenizer, _ = config.model.load(task, cache)
     base, _, _ = config.model.load(task, cache)
     attach(method, model)
-    start = start_of(model) if to == "peft" else {}
+    # a sentence encoder leaves by itself: its classifier is a file of its own
+    encoder, plain_encoder = (model.encoder, base.encoder) if _is_encoder(model) else (model, base)
+    start = start_of(encoder) if to == "peft" else {}
     load_state(adapter, method, model)
     model.eval()
     if to == "peft":
-        theirs = to_peft(method, model, start, base)
-        write_folder_whole(out, theirs.save_pretrained)
+        heads = [] if _is_encoder(model) else sorted({name.partition(".")[0] for name in head_names(model)})
+        theirs = to_peft(method, encoder, start, plain_encoder, heads)
+        write_folder_whole(out, lambda folder: _save_peft(theirs, model, folder))
     else:
         write_folder_whole(out, lambda folder: _save_merged(model, tokenizer, base, config, folder))
+
+
+def _is_encoder(model: Any) -> bool:
+    return not hasattr(model, "save_pretrained") and hasattr(model, "encoder")
+
+
+def _save_classifier(model: Any, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    if _is_encoder(model):
+        save_file(dict(model.classifier.state_dict()), folder / "classifier.safetensors")
+
+
+def _save_peft(theirs: Any, model: Any, folder: Path) -> None:
+    theirs.save_pretrained(folder)
+    _save_classifier(model, folder)
 
 
 def _save_merged(model: Any, tokenizer: Any, base: Any, config: Config, folder: Path) -> None:
@@ -75,11 +97,9 @@ def _save_merged(model: Any, tokenizer: Any, base: Any, config: Config, folder: 
     unwrap(model)
     if left := sorted(model.state_dict().keys() - base.state_dict().keys()):
         raise InputError(f"{config.method.name} cannot be merged here: {left[0]} is no part of the plain model")
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
-    elif hasattr(model, "encoder"):  # a sentence encoder, whose classifier is a file of its own
-        model.encoder.save_pretrained(folder)
-        save_file(dict(model.classifier.state_dict()), folder / "classifier.safetensors")
+    if hasattr(model, "save_pretrained") or _is_encoder(model):
+        (model.encoder if _is_encoder(model) else model).save_pretrained(folder)
+        _save_classifier(model, folder)
     else:
         save_file(
             {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"

@@ -188,7 +188,8 @@ def test_adaloras_budget_falls_cubically_and_drops_the_least_important(make_mode
     assert method.budget(20, 100, 10) == (60, False)
     assert method.budget(45, 100, 10) == (int(20 + 40 * 0.5**3), True)
     assert method.budget(46, 100, 10)[1] is False
-    assert method.budget(71, 100, 10) == (20, True)
+    assert method.budget(70, 100, 10) == (20, True)  # the last choice, interval or not
+    assert method.budget(71, 100, 10) == (20, False)
 
 
 def test_powerprop_shrinks_small_gradients():

@@ -6,15 +6,19 @@ adapted map holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neat_bench.errors import InputError
+from neat_bench.files import sha256_of_file
 from neat_bench.methods.adalora import AdaLoRA
+from neat_bench.methods.adapted import AdaptedLinear, AdaptedMap
 from neat_bench.methods.base import Method
 from neat_bench.methods.dora import DoRA
 from neat_bench.methods.fourierft import FourierFT
@@ -23,7 +27,10 @@ from neat_bench.methods.lora import LoRA
 from neat_bench.methods.lora_ga import LoRAGA, LoRAGAMap
 from neat_bench.methods.neat import NEAT
 from neat_bench.methods.pissa import PiSSA
+from neat_bench.methods.state import WEIGHTS as OUR_WEIGHTS
+from neat_bench.methods.state import load_state
 from neat_bench.methods.vera import VeRA
+from neat_bench.models.roles import head_names
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEANUT_ACTIVATIONS = {"identity": "linear", **{n: n for n in ("relu", "gelu", "tanh", "sigmoid", "leaky_relu")}}
@@ -159,17 +166,17 @@ def _inside(layer: Any, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def to_peft(method: Method, model: nn.Module, start: dict[str, Start], base: nn.Module) -> Any:
+def to_peft(method: Method, model: nn.Module, start: dict[str, Start], base: nn.Module, heads: list[str]) -> Any:
     """Return peft's model on `base` (the pretrained model with a head of the same size) that computes what ours does.
 
-    start: `start_of` the model before its state was loaded. Raises InputError for a method that peft does not have.
+    start: `start_of` the model before its state was loaded. heads: modules that were trained whole. Raises InputError
+    for a method that peft does not have.
     """
     import peft
 
     form, maps = _form(method), list(_maps(model))
     options = form.config(method)
     kind = getattr(peft, options.pop("class"))
-    heads = sorted({name.partition(".")[0] for name in head_names(model)})
     if kind is peft.IA3Config:
         options["feedforward_modules"] = [path for path, role, _ in maps if role == "mlp_down"]
     config = kind(target_modules=[path for path, *_ in maps], modules_to_save=heads or None, **options)
@@ -222,3 +229,17 @@ def read_peft(folder: Path, method: Method, model: nn.Module) -> None:
         if state[name].shape != value.shape:
             raise InputError(f"{folder}: {name} is {tuple(state[name].shape)}, here {tuple(value.shape)}")
         value.copy_(state[name])
+
+
+def start_from(folder: Path, method: Method, model: nn.Module) -> str:
+    """Copy a saved adapter, ours or peft's, into a model that has its method; return the file's sha256.
+
+    Raises InputError where the adapter is of another method, or the method makes its own start.
+    """
+    if method.prepare_batches:
+        raise InputError(f"{method.name} finds its start in training batches: it cannot start_from a saved adapter")
+    if (folder / CONFIG).is_file():
+        read_peft(folder, method, model)
+        return sha256_of_file(folder / WEIGHTS)
+    load_state(folder, method, model, any_head=True)
+    return sha256_of_file(folder / OUR_WEIGHTS)

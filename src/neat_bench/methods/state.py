@@ -14,6 +14,7 @@ from neat_bench.files import write_whole
 from neat_bench.methods.adapted import AdaptedMap, layers_of
 from neat_bench.methods.base import Method, keeps_statistics
 from neat_bench.methods.hidden import HiddenEdit
+from neat_bench.models.roles import head_names
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 
@@ -46,9 +47,10 @@ def save_state(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -
     write_whole(folder / CONFIG, lambda path: path.write_text(text + "\n"))
 
 
-def load_state(folder: Path, method: Method, model: nn.Module) -> None:
+def load_state(folder: Path, method: Method, model: nn.Module, any_head: bool = False) -> None:
     """Copy a saved state into a model to which the same method was attached.
 
+    any_head: leave the model's head as it is where the saved one has other sizes (that of another task).
     Raises InputError where file and model do not hold the same trainable parameters.
     """
     from safetensors import SafetensorError
@@ -60,6 +62,9 @@ def load_state(folder: Path, method: Method, model: nn.Module) -> None:
         raise InputError(f"cannot read {folder / WEIGHTS}: {error}") from None
     method.rebuild(model, state)
     own = trained_tensors(model)
+    for name in head_names(model) & state.keys() if any_head else ():
+        if state[name].shape != own[name].shape:
+            del state[name], own[name]
     if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
         odd = sorted(state.keys() ^ own.keys())[:3] or "shapes"
         raise InputError(f"{folder / WEIGHTS} is of another model or method ({odd} differ)")

@@ -34,7 +34,7 @@ def variant_of(record: dict[str, Any]) -> str:
         key = override.lstrip("+~").split("=")[0]
         if key.split(".")[0].split("@")[0] not in _NOT_A_VARIANT or key.startswith(("method.", "dataset.", "model.")):
             kept.append(override)
-    return " ".join(kept)
+    return " ".join(sorted(kept))
 
 
 def spread(scores: dict[int, float]) -> float | None:
