@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ class Cell:
     devices: frozenset[str]
     flags: dict[int, list[str]]  # by seed, of collapsed runs
     conditions: frozenset[str]  # what else moves a number, for the footer
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything trained, head included."""
+        return self.selection.runs[0]["parameters"]["trainable"] > 0
 
     @property
     def mean(self) -> float:
@@ -94,14 +100,20 @@ def items_of(record: dict[str, Any], protocol: str) -> pd.DataFrame | None:
     Of a run with several test sets, those of the set that the record's view names.
     """
     path = Path(record["path"]).with_suffix(".items.parquet")
+    tested_apart = protocol == "split_validation" or bool(record["config"]["dataset"].get("test_split"))
+    test_set = record["names"]["task"] if record.get("results_by_set") else None
+    return _read_items(path, record["results"][protocol]["step"], tested_apart, test_set)
+
+
+@lru_cache(maxsize=256)  # a baseline's are read once for all that is compared with it
+def _read_items(path: Path, step: int, reporting_part: bool, test_set: str | None) -> pd.DataFrame | None:
     if not path.is_file():
         return None
-    columns = ["step", "id", "part", "label", "prediction", "correct"]
-    several = bool(record.get("results_by_set"))
-    items = pd.read_parquet(path, columns=[*columns, *(["set"] if several else [])])
-    kept = items["step"] == record["results"][protocol]["step"]
-    if protocol == "split_validation" or record["config"]["dataset"].get("test_split"):
+    columns = ["step", "id", "part", "label", "prediction", "correct", *(["set"] if test_set else [])]
+    items = pd.read_parquet(path, columns=columns)
+    kept = items["step"] == step
+    if reporting_part:
         kept &= items["part"] == "report"
-    if several:
-        kept &= items["set"] == record["names"]["task"]
+    if test_set:
+        kept &= items["set"] == test_set
     return items[kept].set_index("id")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, stats
@@ -113,23 +114,27 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
+@lru_cache
+def _detectable_effect(count: int) -> float:
+    """Return the standardised effect that a two-sided paired t test on `count` pairs finds in 80% of cases."""
+    critical = stats.t.ppf(1 - LEVEL / 2, count - 1)
+
+    def missing(effect: float) -> float:
+        shift = effect * math.sqrt(count)
+        # the far tail underflows to NaN where it is nothing
+        wrong_side = np.nan_to_num(stats.nct.cdf(-critical, count - 1, shift))
+        return float(stats.nct.sf(critical, count - 1, shift) + wrong_side) - POWER
+
+    return float(optimize.brentq(missing, 1e-3, 50.0))
+
+
 def detectable(differences: Sequence[float]) -> float | None:
     """Return the smallest true difference that a paired t test on so many seeds finds in 80% of cases.
 
     differences: those observed seed by seed, whose spread stands for the true one. None for fewer than two.
     """
-    count = len(differences)
-    spread = float(np.std(differences, ddof=1)) if count > 1 else 0.0
-    if count < 2 or spread == 0.0:
-        return None
-    critical = stats.t.ppf(1 - LEVEL / 2, count - 1)
-
-    def missing(effect: float) -> float:
-        shift = effect * math.sqrt(count)
-        found = stats.nct.sf(critical, count - 1, shift) + stats.nct.cdf(-critical, count - 1, shift)
-        return float(found) - POWER
-
-    return float(optimize.brentq(missing, 1e-3, 100.0)) * spread
+    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    return _detectable_effect(len(differences)) * spread if spread else None
 
 
 def friedman(scores: np.ndarray) -> float | None:

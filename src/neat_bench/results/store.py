@@ -59,9 +59,12 @@ def stored(path: Path) -> dict[str, Any] | None:
 
 
 def read_records(results: Path) -> Iterator[dict[str, Any]]:
-    """Yield all records under a results folder in path order; an unreadable one is named and skipped."""
+    """Yield all records under a results folder in path order, each with its `path`; an unreadable one is skipped.
+
+    A warning names what is skipped.
+    """
     for path in sorted((results / "runs").rglob("seed*.json")):
         try:
-            yield read_record(path)
+            yield read_record(path) | {"path": str(path)}
         except ValueError as error:
             warnings.warn(f"skipped: {error}", stacklevel=2)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from neat_bench.errors import InputError
+from neat_bench.results.cells import Cell, conditions, make_cell
+from neat_bench.results.comparisons import Comparison, best_is_beyond_noise, compare
 from neat_bench.results.published import Published
-from neat_bench.results.statistics import Cell, conditions, leads, make_cell, variant_of
+from neat_bench.results.selection import select
 
 AVERAGE, AVERAGE_OF_GROUPS = "average", "average_of_groups"
 # printed beside a task's own metric by some sources
@@ -25,7 +28,9 @@ class TableSpec:
     stands beside the average over all tasks. rows: methods in order. published: sources to
     show, in order. others: whether methods that rows leaves out follow. published_tasks: our task -> its name in
     the published files, where that differs. where: dotted record key -> value that a run must have to be in the
-    table.
+    table. split_by: fields of the config, such as method.depth, whose values get rows of their own; all other settings
+    of a method are tuning, of which the best by validation is shown. baseline: the method that the others are tested
+    against. unequal_tuning: show methods of which more settings were tried beside those of which fewer were.
     """
 
     title: str
@@ -37,6 +42,9 @@ class TableSpec:
     published: list[str] = field(default_factory=list)
     published_tasks: dict[str, str] = field(default_factory=dict)
     where: dict[str, Any] = field(default_factory=dict)
+    split_by: list[str] = field(default_factory=list)
+    baseline: str = "lora"
+    unequal_tuning: bool = False
 
     def __post_init__(self) -> None:
         grouped = [task for tasks in self.groups.values() for task in tasks]
@@ -62,10 +70,11 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class Row:
-    """A measured row: a method, or a variant of it that the command line set apart."""
+    """A measured row: a method, or one of the values of it that `split_by` names (dotted key -> value)."""
 
     method: str
     label: str
+    split: dict[str, Any]
     cells: dict[str, Cell]
 
     def scores(self, column: str, spec: TableSpec) -> dict[int, float]:
@@ -75,6 +84,10 @@ class Row:
         parts = [self.scores(part, spec) for part in spec.parts(column)]
         seeds = set.intersection(*map(set, parts)) if parts else set()
         return {seed: float(np.mean([scores[seed] for scores in parts])) for seed in sorted(seeds)}
+
+    def means(self, tasks: list[str]) -> list[float]:
+        """Return the row's mean of each task, empty where one is missing."""
+        return [self.cells[task].mean for task in tasks] if set(tasks) <= set(self.cells) else []
 
 
 @dataclass(frozen=True)
@@ -118,8 +131,8 @@ class Table:
     def marks(self, column: str) -> dict[int, str]:
         """Return row index -> "best" or "second" for a column.
 
-        The best mean is "best" only where it leads the runner-up beyond the noise of their shared seeds; else
-        both are "second", so that nobody wins inside the noise.
+        The best mean is "best" only where it differs from every other row beyond the noise of their shared seeds;
+        else it and the runner-up are "second", so that nobody wins inside the noise.
         """
         scored = {i: scores for i, row in enumerate(self.rows) if (scores := row.scores(column, self.spec))}
         means = {i: float(np.mean(list(scores.values()))) for i, scores in scored.items()}
@@ -128,7 +141,51 @@ class Table:
             return {}
         first, second = ranked[:2]
         tied = [i for i in ranked[1:] if math.isclose(means[i], means[second])]
-        return {first: "best" if leads(scored[first], scored[second]) else "second"} | dict.fromkeys(tied, "second")
+        clear = best_is_beyond_noise([scored[i] for i in ranked])
+        return {first: "best" if clear else "second"} | dict.fromkeys(tied, "second")
+
+    @cached_property
+    def marks_of(self) -> dict[str, dict[int, str]]:
+        """`marks` of every column."""
+        return {column: self.marks(column) for column in self.columns}
+
+    @cached_property
+    def baseline(self) -> int | None:
+        """The row that the others are tested against, None where it was not run."""
+        return next((i for i, row in enumerate(self.rows) if row.method == self.spec.baseline), None)
+
+    @cached_property
+    def comparisons(self) -> dict[tuple[int, str], Comparison]:
+        """The tests of every row against the baseline, by row index and column; corrected column by column."""
+        if self.baseline is None:
+            return {}
+        return {(index, column): found for column in self.columns for index, found in self._compared(column).items()}
+
+    def _compared(self, column: str) -> dict[int, Comparison]:
+        assert self.baseline is not None
+        rows = {i: row for i, row in enumerate(self.rows) if row.scores(column, self.spec)}
+        if self.baseline not in rows:
+            return {}
+        tasks = list(self.spec.columns) if column == AVERAGE else []
+        sides = {
+            index: (row.scores(column, self.spec), row.cells.get(column), row.means(tasks))
+            for index, row in rows.items()
+        }
+        base = sides.pop(self.baseline)
+        return compare(base, sides, self.protocol)
+
+    def outcomes(self, index: int) -> tuple[int, int, int]:
+        """Return in how many tasks a row is better than the baseline, not told apart from it, and worse."""
+        found = [
+            self.comparisons[index, task].verdict for task in self.spec.columns if (index, task) in self.comparisons
+        ]
+        return found.count("better"), found.count("same"), found.count("worse")
+
+    @cached_property
+    def ranked(self) -> tuple[list[int], np.ndarray]:
+        """The rows that were run on every task, and their mean scores, tasks x rows."""
+        whole = [i for i, row in enumerate(self.rows) if set(row.cells) == set(self.spec.columns)]
+        return whole, np.array([[self.rows[i].cells[task].mean for i in whole] for task in self.spec.columns])
 
 
 def _value(record: dict[str, Any], dotted: str) -> Any:
@@ -162,7 +219,8 @@ def _contamination_notes(records: list[dict[str, Any]], columns: dict[str, str])
     return list(dict.fromkeys(lines))
 
 
-def _is_quick_check(record: dict[str, Any]) -> bool:
+def is_quick_check(record: dict[str, Any]) -> bool:
+    """Return whether a run was on limited data."""
     trainer = record["config"]["trainer"]
     return any(trainer.get(key) is not None for key in ("limit_train", "limit_evaluation"))
 
@@ -206,10 +264,11 @@ def build_tables(
     tables = []
     for model, trained_on in groups:
         of_group = [record for record in of_suite if _group(record) == (model, trained_on)]
-        counted = [record for record in of_group if not _is_quick_check(record)]
+        counted = [record for record in of_group if not is_quick_check(record)]
         for task in spec.columns:
             _check_comparable([record for record in counted if record["names"]["task"] == task], f"{model}, {task}")
         rows = _rows(spec, counted, protocol)
+        _check_tuning(rows, spec, model)
         beside = _published_rows(spec, [value for value in chosen if value.model == model])
         if not (rows or beside):
             continue
@@ -223,26 +282,50 @@ def build_tables(
 
 
 def _rows(spec: TableSpec, records: list[dict[str, Any]], protocol: str) -> list[Row]:
-    """Group records into rows, in the order of spec.rows."""
-    groups: dict[tuple[str, str], dict[str, dict[str, list[dict[str, Any]]]]] = {}
+    """Group records into rows, in the order of spec.rows, each cell with its method's best setting."""
+    keys = [*spec.split_by, "budget"]
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    splits: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
-        key = (record["names"]["method"], variant_of(record))
-        by_config = groups.setdefault(key, {}).setdefault(record["names"]["task"], {})
-        by_config.setdefault(record["hashes"]["config"], []).append(record)
+        split = {key: _value(record["config"], key) for key in keys}
+        split = {key: value for key, value in split.items() if value not in (None, {})}
+        key = record["names"]["method"], repr(sorted(split.items()))
+        splits[key] = split
+        groups.setdefault(key, {}).setdefault(record["names"]["task"], []).append(record)
     rank = {method: index for index, method in enumerate(spec.rows)}
+
+    def order(key: tuple[str, str]) -> tuple:
+        values = [(isinstance(value, str), value if isinstance(value, (int, float, str)) else repr(value))
+                  for value in splits[key].values()]  # fmt: skip
+        return rank.get(key[0], len(rank)), key[0], values
+
     rows = []
-    for method, variant in sorted(groups, key=lambda key: (rank.get(key[0], len(rank)), key)):
-        by_task = groups[method, variant]
-        for index in range(max(len(configs) for configs in by_task.values())):
-            # one override text can stand for several configs once a default has changed: each gets a row
-            chosen = {task: sorted(configs.items())[index] for task, configs in by_task.items() if index < len(configs)}
-            label = next(iter(chosen.values()))[1][0]["names"]["method_label"]
-            if variant:
-                label += f" ({variant})"
-            if max(len(configs) for configs in by_task.values()) > 1:
-                label += f" [{'/'.join(sorted({config[:6] for config, _ in chosen.values()}))}]"
-            rows.append(Row(method, label, {task: make_cell(runs, protocol) for task, (_, runs) in chosen.items()}))
+    for key in sorted(groups, key=order):
+        by_task = groups[key]
+        cells = {task: make_cell(select(by_task[task], protocol)) for task in spec.columns if task in by_task}
+        label = next(iter(by_task.values()))[0]["names"]["method_label"]
+        varied = [other for other in splits if other[0] == key[0]]
+        told = [f"{name.rpartition('.')[2]} {_text(value)}" for name, value in splits[key].items()
+                if any(splits[other].get(name) != value for other in varied) or name == "budget"]  # fmt: skip
+        rows.append(Row(key[0], f"{label} ({', '.join(told)})" if told else label, splits[key], cells))
     return rows
+
+
+def _text(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _check_tuning(rows: list[Row], spec: TableSpec, where: str) -> None:
+    """Raise InputError where some methods of a column had more settings tried than others; untuned ones have none."""
+    for task in spec.columns:
+        tried = {row.label: row.cells[task].selection.tried for row in rows
+                 if task in row.cells and row.cells[task].trains}  # fmt: skip
+        if len(set(tried.values())) > 1 and not spec.unequal_tuning:
+            told = ", ".join(f"{label} {count}" for label, count in sorted(tried.items(), key=lambda each: -each[1]))
+            raise InputError(
+                f"table '{spec.title}', {where}, {spec.columns[task]}: methods had unequal numbers of settings tried "
+                f"({told}): try as many for each, or show them all the same with --unequal-tuning"
+            )
 
 
 def _published_rows(spec: TableSpec, values: list[Published]) -> list[PublishedRow]:

@@ -1,0 +1,113 @@
+"""What a reader must know to trust a table: protocol, selection, tests, conditions, sources."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from neat_bench.results.significance import LEVEL, critical_difference, friedman, holm
+from neat_bench.results.tables import AVERAGE, Table
+
+PROTOCOLS = {
+    "split_validation": "a part of the evaluation split (half, unless set) selects the epoch, the rest reports it",
+    "best_dev": "OPTIMISTIC: the best epoch on the reported split itself",
+    "last": "the last epoch, on the whole evaluation split",
+}
+
+
+def footer(table: Table) -> list[str]:
+    """Return the notes of a table, a sentence or two an item."""
+    lines = [*_measured(table), *table.notes]
+    if table.left_out:
+        lines.append(f"{table.left_out} runs on limited data (quick checks) are left out.")
+    for source in dict.fromkeys(row.source for row in table.published):
+        citation, protocol = table.sources[source]
+        lines.append(f"[{source}] published, not measured here: {citation}; protocol: {protocol}.")
+    return lines
+
+
+def _measured(table: Table) -> list[str]:
+    if not table.rows:
+        return []
+    metrics = sorted({f"{table.spec.columns[t]}: {c.metric}" for row in table.rows for t, c in row.cells.items()})
+    lines = [
+        f"Protocol {table.protocol}: {PROTOCOLS[table.protocol]}. Metrics in percent: {'; '.join(metrics)}.",
+        _tuning(table),
+        "Mean ± standard deviation over seeds. Bold: the best, where it differs from every other row (paired t tests "
+        f"over shared seeds, Holm-corrected, p < {LEVEL}). Underlined: second, or the first two where the lead is "
+        "within noise.",
+        *_tests(table),
+        "Params: trainable without the task head, which every method trains. Time: training of one run, evaluation "
+        "apart. Memory: peak.",
+    ]
+    cells = [cell for row in table.rows for cell in row.cells.values()]
+    conditions = sorted({each for cell in cells for each in cell.conditions if not each.startswith("metric")})
+    devices = sorted({device for cell in cells for device in cell.devices})
+    lines.append(f"Conditions: {'; '.join(conditions)}. Measured on {'; '.join(devices)}.")
+    for row in table.rows:
+        for task, cell in row.cells.items():
+            if cell.flags:
+                told = "; ".join(f"seed {seed} {', '.join(flags)}" for seed, flags in sorted(cell.flags.items()))
+                lines.append(
+                    f"FLAG † {row.label}, {table.spec.columns[task]}: {len(cell.flags)} of {len(cell.scores)} runs "
+                    f"collapsed ({told}); the mean holds them."
+                )
+    return lines
+
+
+def _tuning(table: Table) -> str:
+    """Say how many settings were tried and what was reported after that."""
+    cells = [cell for row in table.rows for cell in row.cells.values() if cell.trains]
+    tried = sorted({cell.selection.tried for cell in cells})
+    if tried in ([], [1]):
+        return "One setting was tried of every method."
+    seeds = sorted({seed for cell in cells for seed in cell.selection.tuned_on})
+    chosen = f"chosen by validation score over {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    if not seeds:
+        chosen = "chosen by validation score, each over its own seeds (they share none)"
+    new = all(not set(cell.scores) & cell.selection.tuned_on for cell in cells)
+    reported = "new seeds are reported" if new else "those that chose are reported where there are no new ones"
+    if len(tried) == 1:
+        return f"Of every method {tried[0]} settings were tried in each column, {chosen}; {reported}."
+    each = {row.label: max(cell.selection.tried for cell in row.cells.values()) for row in table.rows if row.cells}
+    told = ", ".join(f"{label} {count}" for label, count in each.items())
+    return f"UNEQUAL TUNING, not a fair comparison: settings tried: {told}; {chosen}; {reported}."
+
+
+def _tests(table: Table) -> list[str]:
+    """Say which tests stand behind the arrows, and what the data could have shown."""
+    if table.baseline is None or not table.comparisons:
+        return []
+    base = table.rows[table.baseline].label
+    found = list(table.comparisons.values())
+    by = "paired t over shared seeds"
+    if all(each.corrected_seeds is None for each in found):
+        by = "over the same test items (exact McNemar for accuracy, paired bootstrap for correlations and F1)"
+    lines = [
+        f"↑ ↓: better or worse than {base}, {by}, Holm-corrected over the column, p < {LEVEL}; no arrow: not told "
+        "apart, or untested."
+    ]
+    shown = []
+    for column, heading in table.spec.all_columns.items():
+        known = [each.detectable for (_, c), each in table.comparisons.items() if c == column and each.detectable]
+        if known:
+            shown.append(f"{heading} {100 * median(known):.1f}")
+    if shown:
+        lines.append(
+            f"Smallest difference from {base} that these seeds could have shown at 80% power, in points (median over "
+            f"methods): {'; '.join(shown)}."
+        )
+    if len(table.spec.columns) > 1 and len(table.rows) > 1:
+        lines.append(f"W/T/L: tasks better than {base}, not told apart from it, worse. Rank: mean rank over tasks.")
+        across = {i: each.tasks for (i, column), each in table.comparisons.items() if column == AVERAGE and each.tasks}
+        if across:
+            corrected = zip(across, holm(list(across.values())), strict=True)
+            told = ", ".join(f"{table.rows[index].label} {p:.3g}" for index, p in corrected)
+            lines.append(f"Wilcoxon's signed-rank test over tasks against {base}, Holm-corrected p: {told}.")
+        rows, scores = table.ranked
+        p = friedman(scores) if len(rows) > 2 else None
+        if p is not None:
+            lines.append(
+                f"Friedman's test over tasks: p {p:.3g}; mean ranks must differ by "
+                f"{critical_difference(len(scores), len(rows)):.2f} (Nemenyi, 0.05)."
+            )
+    return lines

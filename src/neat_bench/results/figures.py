@@ -1,0 +1,338 @@
+"""Figures of tables: what a method costs and what it brings, how it learns, how methods rank.
+
+Okabe and Ito's colours, which the colour-blind tell apart, each with a marker and a line style of its own, so that a
+print in grey reads as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from neat_bench.results.ledger import Entry
+from neat_bench.results.significance import average_ranks, critical_difference, interval
+from neat_bench.results.tables import AVERAGE, Row, Table
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*X<>ph"
+# always the same look
+CORE = ("neat", "lora", "dora", "full", "red", "linear_probe", "neat_s", "bitfit", "pissa", "gift", "untuned")
+LINES = ("-", "--", "-.", ":")
+MEBI = 2**20
+MOST_LABELS = 14  # beyond these only the front and the baseline carry a name
+STYLE: Any = {
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: small, searchable
+    "svg.hashsalt": "neat_bench",
+}
+
+
+def _looks(methods: list[str]) -> list[dict[str, Any]]:
+    """Return colour, marker and line style for rows of these methods: the core ones look alike in all figures."""
+    others = [method for method in dict.fromkeys(methods) if method not in CORE]
+    order = [*CORE, *others, *([""] * len(methods))]
+    taken: list[int] = []
+    for method in methods:
+        index = order.index(method)
+        taken.append(index if index not in taken else max([len(CORE) + len(others), *taken]) + 1)
+    return [
+        {
+            "color": COLOURS[index % len(COLOURS)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": LINES[index // len(COLOURS) % len(LINES)],
+        }
+        for index in taken
+    ]
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many panels, at most four across."""
+    across = min(4, count)
+    down = -(-count // across)
+    figure = Figure(figsize=(max(5.6, 3.2 * across), 3.4 * down), layout="constrained")
+    panels = list(figure.subplots(down, across, squeeze=False).flatten())
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return figure, panels[:count]
+
+
+def _legend_below(figure: Figure, panels: list[Axes]) -> None:
+    """Put one legend for all panels under them."""
+    found = {
+        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(5, len(found)), fontsize=7.5)
+
+
+def _name_points(figure: Figure, axes: Axes, names: dict[tuple[float, float], str]) -> None:
+    """Write names beside points, pushed apart upwards where they would cover each other."""
+    figure.draw_without_rendering()  # limits and layout are final from here on
+    scale = figure.dpi / 72
+    placed: list[tuple[float, float, float]] = []
+    for point in sorted(names, key=lambda each: each[1]):
+        x, y = axes.transData.transform(point)
+        width, offset = 5.0 * scale * len(names[point]), 3.0 * scale
+        while any(
+            abs(y + offset - other) < 9 * scale and x < right and left < x + width for left, right, other in placed
+        ):
+            offset += 2 * scale
+        placed.append((x, x + width, y + offset))
+        line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.5"} if offset > 6 * scale else None
+        axes.annotate(
+            names[point], point, xytext=(6, offset / scale), textcoords="offset points", fontsize=7.5, arrowprops=line
+        )
+
+
+def _headline(table: Table) -> str:
+    """Return the column that stands for the whole table."""
+    return AVERAGE if len(table.spec.columns) > 1 else next(iter(table.spec.columns))
+
+
+def _y_label(table: Table, column: str) -> str:
+    if column == AVERAGE:
+        return "Average over tasks (%)"
+    metrics = {row.cells[column].metric for row in table.rows if column in row.cells}
+    return f"{table.spec.columns[column]}, {' / '.join(sorted(metrics)).replace('_', ' ')} (%)"
+
+
+def pareto(points: list[tuple[float, float]]) -> list[int]:
+    """Return which points (cost, score) no other beats: none as cheap scores higher, none as good costs less."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    front, best = [], -np.inf
+    for index in order:
+        if points[index][1] > best:
+            front.append(index)
+            best = points[index][1]
+    return front
+
+
+def _against(table: Table, cost: Callable[[Row], float], label: str, log: bool) -> Figure | None:
+    """Return score against a cost, with 95% intervals over seeds and the Pareto front."""
+    column = _headline(table)
+    rows = [row for row in table.rows if row.scores(column, table.spec)]
+    if len(rows) < 2:
+        return None
+    costs = [cost(row) for row in rows]
+    scores = [list(row.scores(column, table.spec).values()) for row in rows]
+    means = [100 * float(np.mean(each)) for each in scores]
+    front = pareto(list(zip(costs, means, strict=True)))
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    along = [costs[i] for i in front], [means[i] for i in front]
+    axes.plot(*along, color="0.6", linewidth=1, zorder=1, drawstyle="steps-post", label="Pareto front")
+    names = {}
+    for index, (row, look) in enumerate(zip(rows, _looks([row.method for row in rows]), strict=True)):
+        at = costs[index], means[index]
+        low, high = (100 * end for end in interval(scores[index]) or (at[1] / 100,) * 2)
+        look = look | {"linestyle": "none", "clip_on": False}
+        axes.errorbar(*at, [[at[1] - low], [high - at[1]]], markersize=6, capsize=2, elinewidth=0.8, zorder=2, **look)
+        if len(rows) <= MOST_LABELS or index in front or row.method == table.spec.baseline:
+            names[at] = row.label
+    if log:
+        axes.set_xscale("symlog", linthresh=max(1.0, min((c for c in costs if c > 0), default=1.0)))
+        axes.set_xlim(left=0 if min(costs) == 0 else min(costs) / 2)
+    axes.set_xlabel(label)
+    axes.set_ylabel(_y_label(table, column))
+    axes.set_title(f"{table.spec.title}: {table.heading}", fontsize=9)
+    axes.legend(loc="lower right", fontsize=7.5)
+    axes.margins(x=0.12)
+    _name_points(figure, axes, names)
+    return figure
+
+
+def _curve(row: Row, task: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the steps at which all of a cell's runs were evaluated, and their scores, runs x steps."""
+    cell = row.cells.get(task)
+    if cell is None:
+        return None
+    curves = [{s["step"]: s["report"][cell.metric] for s in run["history"]} for run in cell.selection.runs]
+    steps = sorted(set.intersection(*map(set, curves)))
+    if len(steps) < 2:
+        return None
+    return np.array(steps), 100 * np.array([[curve[step] for step in steps] for curve in curves])
+
+
+def learning_curves(table: Table) -> Figure | None:
+    """Return the reported score after each evaluation: mean over seeds, and the range of one standard deviation."""
+    tasks = [task for task in table.spec.columns if any(_curve(row, task) for row in table.rows)]
+    if not tasks or len(table.rows) > MOST_LABELS:
+        return None
+    figure, panels = _panels(len(tasks))
+    for panel, task in zip(panels, tasks, strict=True):
+        for row, look in zip(table.rows, _looks([row.method for row in table.rows]), strict=True):
+            if (found := _curve(row, task)) is None:
+                continue
+            steps, scores = found
+            mean = scores.mean(axis=0)
+            panel.plot(steps, mean, label=row.label, markersize=3.5, linewidth=1.2, **look)
+            if len(scores) > 1:
+                spread = scores.std(axis=0, ddof=1)
+                panel.fill_between(steps, mean - spread, mean + spread, color=look["color"], alpha=0.12, linewidth=0)
+        panel.set_title(table.spec.columns[task], fontsize=9)
+        panel.set_xlabel("optimizer step")
+        panel.set_ylabel(_y_label(table, task).partition(", ")[2])
+    _legend_below(figure, panels)
+    return figure
+
+
+def ablation(table: Table, key: str) -> Figure | None:
+    """Return the headline score against the values of a split field, a line a method, with 95% intervals."""
+    column = _headline(table)
+    lines: dict[str, list[tuple[Any, Row]]] = {}
+    for row in table.rows:
+        if key in row.split and row.scores(column, table.spec):
+            lines.setdefault(row.method, []).append((row.split[key], row))
+    lines = {method: found for method, found in lines.items() if len({repr(value) for value, _ in found}) > 1}
+    if not lines:
+        return None
+    shown = {_shown(value) for found in lines.values() for value, _ in found}
+    values = sorted(shown, key=lambda value: (isinstance(value, str), value))
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for index, ((method, found), look) in enumerate(zip(lines.items(), _looks(list(lines)), strict=True)):
+        at = np.array([values.index(_shown(value)) for value, _ in found]) + 0.06 * (index - (len(lines) - 1) / 2)
+        scores = [list(row.scores(column, table.spec).values()) for _, row in found]
+        means = np.array([100 * np.mean(each) for each in scores])
+        ends = [interval(each) or (np.mean(each),) * 2 for each in scores]
+        errors = np.array([[m - 100 * low, 100 * high - m] for m, (low, high) in zip(means, ends, strict=True)]).T
+        numeric = not any(isinstance(value, str) for value in values)
+        order = np.argsort(at)
+        label = found[0][1].label.partition(" (")[0] or method
+        axes.errorbar(at[order], means[order], errors[:, order], capsize=2, elinewidth=0.8, markersize=5, label=label,
+                      **(look | ({} if numeric else {"linestyle": "none"})))  # fmt: skip
+    axes.set_xticks(range(len(values)), [str(value) for value in values])
+    axes.set_xlabel(key.removeprefix("method.").replace("_", " "))
+    axes.set_ylabel(_y_label(table, column))
+    axes.set_title(f"{table.spec.title}: {table.heading}", fontsize=9)
+    axes.legend(fontsize=7.5)
+    return figure
+
+
+def _shown(value: Any) -> Any:
+    return "+".join(map(str, value)) if isinstance(value, list) else value
+
+
+def critical_differences(table: Table) -> Figure | None:
+    """Return the diagram of mean ranks (Demsar 2006): a bar joins what Nemenyi's test does not tell apart."""
+    rows, scores = table.ranked
+    if len(rows) < 3 or len(scores) < 3:
+        return None
+    ranks = average_ranks(scores)
+    difference = critical_difference(len(scores), len(rows))
+    order = np.argsort(ranks)
+    half = -(-len(order) // 2)
+    figure = Figure(figsize=(6.8, 1.3 + 0.24 * half), layout="constrained")
+    axes = figure.subplots()
+    axes.set_axis_off()
+    low, high = 1, len(rows)
+    axes.set_xlim(low - 0.42 * (high - low), high + 0.42 * (high - low))
+    axes.set_ylim(-1.6 - half, 1.9)
+    axes.invert_xaxis()  # the best stand on the right, as is the custom
+    axes.plot([low, high], [0, 0], color="black", linewidth=1)
+    for tick in range(low, high + 1):
+        axes.plot([tick, tick], [0, 0.15], color="black", linewidth=1)
+        axes.text(tick, 0.3, str(tick), ha="center", va="bottom", fontsize=8)
+    axes.plot([high, high - difference], [1.35, 1.35], color="black", linewidth=2)
+    axes.text(high - difference / 2, 1.5, f"critical difference {difference:.2f}", ha="center", va="bottom", fontsize=8)
+    groups = _alike(ranks[order], difference)
+    for place, index in enumerate(order):
+        best_half = place < half
+        y = -0.9 - 0.3 * len(groups) - (place if best_half else len(order) - 1 - place) * 0.9
+        edge = low - 0.05 * (high - low) if best_half else high + 0.05 * (high - low)
+        axes.plot([ranks[index], ranks[index], edge], [0, y, y], color="0.35", linewidth=0.8)
+        axes.text(edge, y, f" {table.rows[rows[index]].label} {ranks[index]:.1f} ", va="center", fontsize=8,
+                  ha="left" if best_half else "right")  # fmt: skip
+    for level, (first, last) in enumerate(groups):
+        y = -0.35 - 0.3 * level
+        axes.plot([ranks[order[first]] - 0.03, ranks[order[last]] + 0.03], [y, y], color="black", linewidth=3)
+    axes.set_ylim(-1.3 - 0.3 * len(groups) - half * 0.9, 2.0)
+    return figure
+
+
+def _alike(ranks: np.ndarray, difference: float) -> list[tuple[int, int]]:
+    """Return the longest runs (first, last) of sorted ranks that lie within the difference, those of one left out."""
+    groups: list[tuple[int, int]] = []
+    for first in range(len(ranks)):
+        last = int(np.searchsorted(ranks, ranks[first] + difference, side="right")) - 1
+        if last > first and not (groups and groups[-1][1] >= last):
+            groups.append((first, last))
+    return groups
+
+
+def best_of_k(entries: list[Entry]) -> Figure | None:
+    """Return, task by task of one suite and model, the score to expect of a method's best of k tried settings."""
+    tasks: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.selection.tried > 1:
+            tasks.setdefault(entry.task, []).append(entry)
+    if not tasks:
+        return None
+    figure, panels = _panels(len(tasks))
+    for panel, (task, tuned) in zip(panels, tasks.items(), strict=True):
+        for entry, look in zip(tuned, _looks([entry.name for entry in tuned]), strict=True):
+            curve = [100 * value for value in entry.selection.best_of()]
+            panel.plot(range(1, len(curve) + 1), curve, label=entry.method, markersize=4, linewidth=1.2, **look)
+        panel.set_xticks(range(1, max(entry.selection.tried for entry in tuned) + 1))
+        panel.set_xlabel("settings tried")
+        panel.set_ylabel("expected score of the best (%)")
+        panel.set_title(task, fontsize=9)
+    _legend_below(figure, panels)
+    return figure
+
+
+def slug(text: str) -> str:
+    """Return a text as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def figures_of(name: str, table: Table) -> Iterator[tuple[str, str, Figure]]:
+    """Yield file name, title and figure of everything that a table has the runs for."""
+    start = f"{name}_{slug(table.heading)}"
+    costs: dict[str, tuple[str, str, Callable[[Row], float]]] = {
+        "parameters": (
+            "trainable parameters",
+            "trainable parameters, head apart",
+            lambda row: _of(row, "parameters", max),
+        ),
+        "time": ("training time", "training time of one run (s)", lambda row: _of(row, "seconds", np.mean)),
+        "memory": ("memory", "peak memory (MiB)", lambda row: _of(row, "memory", max) / MEBI),
+    }
+    with mpl.rc_context(STYLE):
+        for kind, (what, label, cost) in costs.items():
+            if (figure := _against(table, cost, label, log=kind == "parameters")) is not None:
+                yield f"{start}_{kind}", f"Score against {what}", figure
+        if (figure := learning_curves(table)) is not None:
+            yield f"{start}_learning", "Learning curves", figure
+        if (figure := critical_differences(table)) is not None:
+            yield f"{start}_ranks", "Mean ranks over tasks", figure
+        for key in table.spec.split_by:
+            if (figure := ablation(table, key)) is not None:
+                yield f"{start}_by-{slug(key.removeprefix('method.'))}", f"Score by {key}", figure
+
+
+def _of(row: Row, what: str, over: Callable[[list[float]], Any]) -> float:
+    """Return a cost of a row over its tasks."""
+    return float(over([getattr(cell, what) for cell in row.cells.values()]))
+
+
+def tuning_figures(entries: list[Entry]) -> Iterator[tuple[str, str, Figure]]:
+    """Yield file name, title and figure of the best-of-k curves of each suite and model."""
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.suite, entry.model), []).append(entry)
+    with mpl.rc_context(STYLE):
+        for (suite, model), found in groups.items():
+            if (figure := best_of_k(found)) is not None:
+                yield f"tuning_{slug(suite)}_{slug(model)}", f"Tuning: {suite}, {model}", figure
