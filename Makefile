@@ -27,7 +27,7 @@ demo: $(STAMP)  ## train six methods on packaged data with a pretrained model an
 test: $(STAMP)  ## run the test suite
 	$(PY) -m pytest -n auto --dist loadgroup
 
-tables: $(STAMP)  ## turn results/ into markdown, LaTeX and CSV under results/tables
+tables: $(STAMP)  ## turn results/ into tables, figures and results/report.html
 	$(PY) scripts/make_tables.py
 
 bench: $(STAMP)  ## time and memory of each method beside peft's; make bench DEVICE=cuda on a GPU

@@ -1,25 +1,32 @@
-"""A small run with pinned losses: it notices when a dependency moves the numbers.
+"""The pinned run: if a new version moves its losses, find out why before storing new ones.
 
-The values are of torch 2.13.0 and transformers 5.23.0 on a CPU. If a new version moves them, find out why
-before pinning new ones: every recorded result may have moved as well.
+Every recorded result may have moved as well.
 """
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from neat_bench.config import build, compose
-from neat_bench.experiment import run
+from neat_bench.canary import TOLERANCE, measure, moved, read_stored
 
-LOSSES = {
-    "neat": [0.73496, 0.72924, 0.72417, 0.7097],
-    "lora": [0.73496, 0.72924, 0.71867, 0.70338],
-    "full": [0.73496, 0.72924, 0.67198, 0.65435],
-}
+ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("method", LOSSES)
-def test_the_first_losses_on_the_embedded_default_are_the_pinned_ones(method, tmp_path):
-    folders = [f"paths.{name}={tmp_path}/{name}" for name in ("results", "cache", "logs")]
-    overrides = ["trainer=check", "trainer.evaluate_every=1", "trainer.device=cpu", "logger=none", "scheduler=constant"]
-    config = build(compose([f"method={method}", *overrides, *folders]))
-    losses = [scores["train_loss"] for scores in run(config, [])["history"]]
-    assert losses == pytest.approx(LOSSES[method], abs=2e-4)
+@pytest.mark.parametrize("method", read_stored()["losses"])
+def test_the_first_losses_on_the_embedded_default_are_the_stored_ones(method):
+    losses, packages = measure(method)
+    assert moved(losses, read_stored()["losses"][method]) <= TOLERANCE
+    assert {"torch", "transformers"} <= packages.keys()
+
+
+def test_a_loss_that_moves_is_seen():
+    assert moved([0.5, 0.4], [0.5, 0.4003]) == pytest.approx(3e-4)
+    assert moved([0.5], [0.5, 0.4]) == float("inf")
+
+
+def test_the_script_says_which_losses_are_as_stored():
+    done = subprocess.run([sys.executable, "scripts/canary.py"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("as stored") == len(read_stored()["losses"])

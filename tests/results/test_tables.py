@@ -1,43 +1,24 @@
 """From records to tables, on records made here."""
 
 import csv
+import dataclasses
 import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from made import record, runs
 
 from neat_bench.errors import InputError
+from neat_bench.results.comparisons import best_is_beyond_noise
 from neat_bench.results.published import load_published
 from neat_bench.results.render import parameter_text, to_csv, to_latex, to_markdown
-from neat_bench.results.statistics import leads, variant_of
+from neat_bench.results.selection import settings_of
 from neat_bench.results.tables import TableSpec, build_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = TableSpec(title="Small", suite="s", columns={"one": "ONE", "two": "TWO"}, rows=["full", "lora", "neat"])
-
-
-def record(method, task, seed, score, overrides=(), config="aaa", **changes):
-    made = {
-        "names": {"suite": "s", "task": task, "model": "m", "model_label": "M", "method": method,
-                  "method_label": method.upper()},
-        "seed": seed, "overrides": [f"method={method}", f"seed={seed}", *overrides], "metric": "accuracy",
-        "results": {"split_validation": {"accuracy": score, "epoch": 1, "step": 1},
-                    "best_dev": {"accuracy": score + 0.05, "epoch": 1, "step": 1}},
-        "parameters": {"trainable": 300_386, "head": 386}, "hashes": {"config": config, "data": "d"},
-        "config": {"trainer": {"precision": "fp32", "evaluation_batch_size": 64, "limit_train": None},
-                   "dataset": {"evaluation_split": "validation"}},
-        "cost": {"train_seconds": 10.0 + seed, "peak_memory_bytes": (500 + seed) * 2**20},
-        "environment": {"device": "cpu"}, "flags": [],
-    }  # fmt: skip
-    for key, value in changes.items():
-        made[key] = value
-    return made
-
-
-def runs(method, scores, task="one", **options):
-    return [record(method, task, seed, score, **options) for seed, score in enumerate(scores)]
 
 
 def only(records, protocol="split_validation", spec=SPEC):
@@ -80,10 +61,12 @@ def test_the_best_is_bold_where_its_lead_is_more_than_noise():
     assert "**" not in to_markdown(noise)
 
 
-def test_leads_needs_shared_seeds():
-    assert leads({0: 0.9, 1: 0.91}, {0: 0.8, 1: 0.81})
-    assert not leads({0: 0.9, 1: 0.9}, {2: 0.1, 3: 0.1})
-    assert not leads({0: 0.9}, {0: 0.1})
+def test_a_lead_needs_shared_seeds_and_to_hold_against_every_row():
+    clear = {0: 0.9, 1: 0.91}
+    assert best_is_beyond_noise([clear, {0: 0.8, 1: 0.81}])
+    assert not best_is_beyond_noise([{0: 0.9, 1: 0.9}, {2: 0.1, 3: 0.1}])
+    assert not best_is_beyond_noise([{0: 0.9}, {0: 0.1}])
+    assert not best_is_beyond_noise([clear, {0: 0.8, 1: 0.81}, {0: 0.3, 1: 0.7}])  # a noisy third
 
 
 def test_the_average_is_of_complete_seeds_only():
@@ -107,19 +90,60 @@ def test_groups_have_their_means_and_the_mean_of_those_is_not_the_average():
         TableSpec(title="G", suite="s", columns={"one": "ONE", "two": "TWO"}, groups={"Left": ["one"]})
 
 
-def test_variants_of_a_method_have_rows_of_their_own():
-    table = only(runs("neat", [0.8]) + runs("neat", [0.9], overrides=["method.rank=4"], config="bbb"))
-    assert [row.label for row in table.rows] == ["NEAT", "NEAT (method.rank=4)"]
+def test_the_best_setting_by_validation_stands_for_its_method():
+    made = [
+        *runs("neat", [0.80], overrides=["optimizer.lr=1"], config="a", validation=0.9),
+        *runs("neat", [0.95], overrides=["optimizer.lr=2"], config="b", validation=0.7),
+        *runs("lora", [0.70], overrides=["optimizer.lr=1"], config="a", validation=0.6),
+        *runs("lora", [0.71], overrides=["optimizer.lr=2"], config="b", validation=0.8),
+    ]
+    table = only(made)
+    assert [(row.method, row.cells["one"].mean) for row in table.rows] == [("lora", 0.71), ("neat", 0.80)]
+    markdown = to_markdown(table)
+    assert "Of every method 2 settings were tried in each column, chosen by validation score over seed 0" in markdown
+    assert table.rows[1].cells["one"].selection.chosen.settings == "optimizer.lr=1"
 
 
-def test_one_override_text_that_meant_two_configs_is_told_apart():
-    table = only(runs("neat", [0.8], config="aaaaaaa") + runs("neat", [0.9], config="bbbbbbb"))
-    assert [row.label for row in table.rows] == ["NEAT [aaaaaa]", "NEAT [bbbbbb]"]
+def test_new_seeds_are_reported_after_tuning_and_the_tuning_seed_is_not():
+    tuned = [
+        record("neat", "one", 0, 0.99, ["optimizer.lr=1"], "a"),
+        record("neat", "one", 0, 0.2, ["optimizer.lr=2"], "b"),
+    ]
+    new = [record("neat", "one", seed, 0.8, ["optimizer.lr=1"], "a") for seed in (1, 2)]
+    cell = only(tuned + new).rows[0].cells["one"]
+    assert cell.scores == {1: 0.8, 2: 0.8}
+    assert cell.selection.tuned_on == {0}
+    assert "new seeds are reported" in to_markdown(only(tuned + new))
 
 
-def test_a_variant_is_what_the_command_line_changed():
-    overrides = ["method=neat", "seed=1", "optimizer.lr=0.1", "logger=none", "method.rank=2", "paths.data=/x"]
-    assert variant_of({"overrides": overrides}) == "optimizer.lr=0.1 method.rank=2"
+def test_unequal_tuning_is_refused_unless_told_to_and_then_marked():
+    made = runs("neat", [0.8], config="a") + runs("neat", [0.9], config="b") + runs("lora", [0.8])
+    with pytest.raises(InputError, match=r"unequal numbers of settings tried \(NEAT 2, LORA 1\).*--unequal-tuning"):
+        only(made)
+    told = dataclasses.replace(SPEC, unequal_tuning=True)
+    assert "UNEQUAL TUNING, not a fair comparison: settings tried: LORA 1, NEAT 2" in to_markdown(only(made, spec=told))
+    # nothing to tune where nothing trains
+    only(runs("neat", [0.8], config="a") + runs("neat", [0.9], config="b") + runs("untuned", [0.8], trainable=0))
+
+
+def test_rows_are_split_by_the_fields_that_a_table_names():
+    made = []
+    for depth, score in ((10, 0.9), (2, 0.8), (4, 0.85)):
+        found = runs("neat", [score, score], config=f"d{depth}")
+        for each in found:
+            each["config"] = each["config"] | {"method": {"depth": depth}}
+        made += found
+    spec = dataclasses.replace(SPEC, split_by=["method.depth"])
+    rows = only(made + runs("lora", [0.8, 0.8]), spec=spec).rows
+    assert [row.label for row in rows] == ["LORA", "NEAT (depth 2)", "NEAT (depth 4)", "NEAT (depth 10)"]
+    budgeted = runs("lora", [0.8], config="b")
+    budgeted[0]["config"] = budgeted[0]["config"] | {"budget": "0.1M"}
+    assert [row.label for row in only(runs("lora", [0.8]) + budgeted).rows] == ["LORA", "LORA (budget 0.1M)"]
+
+
+def test_a_setting_is_what_the_command_line_changed():
+    overrides = ["seed=1", "optimizer.lr=0.1", "method=neat", "logger=none", "method.rank=2", "paths.data=/x"]
+    assert settings_of({"overrides": overrides}) == "method.rank=2 optimizer.lr=0.1"
 
 
 def test_runs_that_differ_in_what_moves_a_number_cannot_share_a_column():
@@ -153,15 +177,19 @@ def test_another_protocol_shows_its_own_numbers_and_its_mark():
 
 
 def test_flags_are_in_the_footer():
-    assert "FLAG NEAT, ONE: at_chance" in to_markdown(only([record("neat", "one", 0, 0.5, flags=["at_chance"])]))
+    markdown = to_markdown(only([record("neat", "one", 0, 0.5, flags=["at_chance"]), record("neat", "one", 1, 0.9)]))
+    assert "| 70.0 ± 28.3 † |" in markdown
+    assert "FLAG † NEAT, ONE: 1 of 2 runs collapsed (seed 0 at_chance); the mean holds them." in markdown
 
 
 def test_latex_has_booktabs_and_no_raw_special_characters():
-    latex = to_latex(only(runs("neat", [0.8], overrides=["method.targets=[mlp_up]"])))
-    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{table}", r"\end{table}", r"mlp\_up"):
+    made = runs("neat", [0.8])
+    made[0]["names"]["method_label"] = "N & mlp_up"
+    latex = to_latex(only(made))
+    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{table}", r"\end{table}", r"N \& mlp\_up"):
         assert part in latex
     body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0]
-    assert body.count("&") == 7
+    assert body.count("&") - body.count(r"\&") == 7
 
 
 def test_csv_has_one_line_a_cell():
@@ -264,6 +292,7 @@ def test_the_script_writes_all_three_kinds_and_names_unreadable_records(tmp_path
     for table in ("glue", "commonsense", "math", "vision", "vtab1k"):
         for ending in (".md", ".tex", ".csv"):
             assert (tmp_path / "tables" / f"{table}{ending}").stat().st_size > 500
+    assert "<table" in (tmp_path / "report.html").read_text()
 
 
 def test_the_script_names_an_unknown_table():

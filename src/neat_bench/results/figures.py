@@ -20,7 +20,7 @@ from neat_bench.results.significance import average_ranks, critical_difference, 
 from neat_bench.results.tables import AVERAGE, Row, Table
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vP*X<>ph"
+MARKERS = "osD^vP*X<>pd"
 # always the same look
 CORE = ("neat", "lora", "dora", "full", "red", "linear_probe", "neat_s", "bitfit", "pissa", "gift", "untuned")
 LINES = ("-", "--", "-.", ":")
@@ -190,18 +190,20 @@ def learning_curves(table: Table) -> Figure | None:
 def ablation(table: Table, key: str) -> Figure | None:
     """Return the headline score against the values of a split field, a line a method, with 95% intervals."""
     column = _headline(table)
-    lines: dict[str, list[tuple[Any, Row]]] = {}
+    lines: dict[tuple[str, str], list[tuple[Any, Row]]] = {}
     for row in table.rows:
         if key in row.split and row.scores(column, table.spec):
-            lines.setdefault(row.method, []).append((row.split[key], row))
-    lines = {method: found for method, found in lines.items() if len({repr(value) for value, _ in found}) > 1}
+            others = {name: value for name, value in row.split.items() if name != key}
+            lines.setdefault((row.method, repr(sorted(others.items()))), []).append((row.split[key], row))
+    lines = {line: found for line, found in lines.items() if len({repr(value) for value, _ in found}) > 1}
     if not lines:
         return None
     shown = {_shown(value) for found in lines.values() for value, _ in found}
     values = sorted(shown, key=lambda value: (isinstance(value, str), value))
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
-    for index, ((method, found), look) in enumerate(zip(lines.items(), _looks(list(lines)), strict=True)):
+    looks = _looks([method for method, _ in lines])
+    for index, (((method, _), found), look) in enumerate(zip(lines.items(), looks, strict=True)):
         at = np.array([values.index(_shown(value)) for value, _ in found]) + 0.06 * (index - (len(lines) - 1) / 2)
         scores = [list(row.scores(column, table.spec).values()) for _, row in found]
         means = np.array([100 * np.mean(each) for each in scores])
@@ -209,7 +211,8 @@ def ablation(table: Table, key: str) -> Figure | None:
         errors = np.array([[m - 100 * low, 100 * high - m] for m, (low, high) in zip(means, ends, strict=True)]).T
         numeric = not any(isinstance(value, str) for value in values)
         order = np.argsort(at)
-        label = found[0][1].label.partition(" (")[0] or method
+        several = sum(other == method for other, _ in lines) > 1
+        label = _line_name(found[0][1], [name for name in table.spec.split_by if name != key] if several else [])
         axes.errorbar(at[order], means[order], errors[:, order], capsize=2, elinewidth=0.8, markersize=5, label=label,
                       **(look | ({} if numeric else {"linestyle": "none"})))  # fmt: skip
     axes.set_xticks(range(len(values)), [str(value) for value in values])
@@ -218,6 +221,13 @@ def ablation(table: Table, key: str) -> Figure | None:
     axes.set_title(f"{table.spec.title}: {table.heading}", fontsize=9)
     axes.legend(fontsize=7.5)
     return figure
+
+
+def _line_name(row: Row, fixed: list[str]) -> str:
+    """Return the method's label with the values of the fields that set its line apart."""
+    told = [f"{name.rpartition('.')[2]} {_shown(row.split[name])}" for name in fixed if name in row.split]
+    label = row.label.partition(" (")[0]
+    return f"{label} ({', '.join(told)})" if told else label
 
 
 def _shown(value: Any) -> Any:

@@ -31,6 +31,11 @@ class Drawn:
     svg: str
 
     @property
+    def wide(self) -> bool:
+        """Whether it has panels side by side."""
+        return "_learning" in self.name or self.name.startswith("tuning_")
+
+    @property
     def uri(self) -> str:
         """The picture as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
