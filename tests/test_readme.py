@@ -114,7 +114,7 @@ def test_demo_and_tables_are_commands_that_run(command, tiny_folder, tmp_path):
         assert done.returncode == 0, done.stderr
         if "--print" in arguments:
             for label in ("NEAT", "LoRA", "DoRA", "RED", "Full fine-tuning", "Linear probe"):
-                assert f"| {label} (" in done.stdout
+                assert f"| {label} |" in done.stdout
     names = {path.name for path in (tmp_path / "results" / "tables").iterdir()}
     assert {"quickstart.md", "quickstart.tex", "quickstart.csv", "quickstart_best_dev.md"} <= names
 
