@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,12 @@ def _say(config: Config, evaluator: Evaluator, path: Path) -> None:
     print(f"recorded: {path}")
 
 
+def _entries(parameter: Any) -> int:
+    """Return the entries of a parameter, of a 4-bit one those that it packs."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else math.prod(packed.shape)
+
+
 def _make_record(
     config: Config,
     overrides: list[str],
@@ -204,7 +211,7 @@ def _make_record(
         "parameters": {
             "trainable": sum(parameter.numel() for parameter in trained.values()),
             "head": sum(parameter.numel() for name, parameter in trained.items() if name in head),
-            "total": sum(parameter.numel() for parameter in model.parameters()),
+            "total": sum(_entries(parameter) for parameter in model.parameters()),
             "adapter_bytes": sum(parameter.numel() * parameter.element_size() for parameter in trained.values()),
         },
         "metric": config.dataset.metric,

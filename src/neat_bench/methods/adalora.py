@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.adapted import AdaptedMap, LinearRows, adapted_maps
+from neat_bench.methods.adapted import AdaptedMap, Face, adapted_maps
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.checks import check_at_least_one, check_dropout, check_rank
 from neat_bench.methods.low_rank import low_rank_linear
@@ -39,7 +39,7 @@ class AdaLoRAMap(AdaptedMap):
         """Return W0 + s P diag(e) Q."""
         return weight + self.scale * (self.P * self.e) @ self.Q, bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b + s (x (diag(e) Q)^T) P^T."""
         return low_rank_linear(x, linear, self.e[:, None] * self.Q, self.P, self.scale, self.dropout)
 

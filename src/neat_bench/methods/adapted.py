@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from neat_bench.errors import InputError
 from neat_bench.models.roles import Place
@@ -35,6 +36,43 @@ class LinearRows:
         return F.linear(x, self.weight, self.bias)
 
 
+def is_quantised(linear: nn.Module) -> bool:
+    """Return whether a layer's weight is bitsandbytes' 8 or 4 bits."""
+    return type(getattr(linear, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+
+
+class QuantisedLinear:
+    """A quantised linear layer with the face of a plain one: its weight is dequantised wherever it is asked for."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self._linear = linear
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in floating point, out x in, made anew; nothing keeps it."""
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        weight: Any = self._linear.weight
+        return dequantize_bnb_weight(weight, getattr(self._linear, "state", None))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, or None."""
+        return self._linear.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layer to ... x in, by its own kernels."""
+        return self._linear(x)
+
+
+Face = nn.Linear | LinearRows | QuantisedLinear
+
+
+def face_of(linear: nn.Linear) -> nn.Linear | QuantisedLinear:
+    """Return the layer, or what stands for it where it is quantised."""
+    return QuantisedLinear(linear) if is_quantised(linear) else linear
+
+
 @dataclass
 class _OnceAStep:
     """What `AdaptedMap.shared` keeps in an optimizer step: a value, and a copy that collects its gradient."""
@@ -59,7 +97,7 @@ class AdaptedMap(nn.Module):
         """Return the weight (out x in) and bias (out) that the adapted map amounts to."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply the adapted map to x (... x in); override where that is cheaper than through `merged`."""
         return F.linear(x, *self.merged(linear.weight, linear.bias))
 
@@ -67,18 +105,24 @@ class AdaptedMap(nn.Module):
         """Return what depends on parameters and the frozen weight alone, not on an input (such as NEAT's Z)."""
         raise NotImplementedError
 
-    def shared(self, weight: Tensor) -> Tensor:
-        """Return `of_weight(weight)`, computed once in an optimizer step of several micro-batches.
+    def _of(self, linear: Face) -> Tensor:
+        """Return `of_weight` of a layer; a quantised weight is made again in backward rather than kept."""
+        if isinstance(linear, QuantisedLinear):
+            return checkpoint(lambda: self.of_weight(linear.weight), use_reentrant=False)
+        return self.of_weight(linear.weight)
+
+    def shared(self, linear: Face) -> Tensor:
+        """Return `of_weight` of the layer's weight, computed once in an optimizer step of several micro-batches.
 
         The earlier micro-batches collect its gradient on a copy; in the last one's backward pass the sum of
         all goes through the computation, once.
         """
         once = self._once
         if once is None:
-            return self.of_weight(weight)
+            return self._of(linear)
         if once.value is None:
             with torch.enable_grad():
-                once.value = self.of_weight(weight)
+                once.value = self._of(linear)
             once.copy = once.value.detach().requires_grad_() if once.value.requires_grad else None
         if once.copy is None:
             return once.value
@@ -104,9 +148,9 @@ class DeltaMap(AdaptedMap):
         """Return W0 + dW."""
         return weight + self.of_weight(weight).to(weight.dtype), bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x (W0 + dW)^T + b."""
-        return F.linear(x, linear.weight + self.shared(linear.weight).to(linear.weight.dtype), linear.bias)
+        return F.linear(x, (weight := linear.weight) + self.shared(linear).to(weight.dtype), linear.bias)
 
 
 class AdaptedLinear(nn.Module):
@@ -115,6 +159,11 @@ class AdaptedLinear(nn.Module):
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
+        quantised: Any = base
+        if hasattr(quantised, "support_avx512bf16_for_cpu"):
+            # bitsandbytes' kernel for CPUs repacks a 4-bit weight at the first evaluation: what is dequantised after
+            # that is not the weight any more
+            quantised.support_avx512bf16_for_cpu = False
         self.maps = nn.ModuleDict()
         self._rows: dict[str, tuple[int, int] | None] = {}
         self._pretrained: tuple[Tensor, Tensor | None] | None = None
@@ -161,14 +210,17 @@ class AdaptedLinear(nn.Module):
             return self.base(x)
         whole = self._whole()
         if whole is not None:
-            return whole(x, self.base)
+            return whole(x, face_of(self.base))
         return torch.cat([part(x) if m is None else m(x, part) for part, m, _ in self._parts()], dim=-1)
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Fold the maps into the layer, keeping a copy of its weight and bias; one that cannot stays beside it."""
+        """Fold the maps into the layer, keeping a copy of its weight and bias.
+
+        Those that cannot be folded stay beside it, and so do all on a quantised layer, which has no room for them.
+        """
         base = self.base
-        if not all(adapted.mergeable for adapted in self.maps.values()):
+        if is_quantised(base) or not all(adapted.mergeable for adapted in self.maps.values()):
             return
         self._pretrained = (
             base.weight.detach().clone(),
@@ -225,7 +277,7 @@ def weight_at(place: Place, method: str) -> Tensor:
     linear = place.module
     if not isinstance(linear, nn.Linear):
         raise InputError(f"{method} adapts linear layers; {place.path} is a {type(linear).__name__}")
-    return linear.weight if place.rows is None else LinearRows(linear, place.rows).weight
+    return face_of(linear).weight if place.rows is None else LinearRows(linear, place.rows).weight
 
 
 Map = TypeVar("Map", bound=AdaptedMap)
@@ -245,7 +297,7 @@ def layers_of(model: nn.Module) -> Iterator[tuple[AdaptedLinear, str, AdaptedMap
     for layer in _adapted_layers(model):
         for role, adapted in layer.maps.items():
             rows = layer.rows_of(role)
-            weight = layer.base.weight if rows is None else LinearRows(layer.base, rows).weight
+            weight = face_of(layer.base).weight if rows is None else LinearRows(layer.base, rows).weight
             yield layer, role, adapted, weight  # type: ignore[misc]
 
 
@@ -264,7 +316,9 @@ def unmerge(model: nn.Module) -> None:
 def unwrap(model: nn.Module) -> None:
     """Merge for good: the layers are plain again, and what cannot be merged is left as it is."""
     for path, layer in list(model.named_modules()):
-        if isinstance(layer, AdaptedLinear) and all(adapted.mergeable for adapted in layer.maps.values()):
-            layer.merge()
+        if not isinstance(layer, AdaptedLinear):
+            continue
+        layer.merge()
+        if layer._pretrained is not None:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, layer.base)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.adapted import AdaptedMap, Face
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.checks import check_rank
 from neat_bench.methods.gradients import map_gradients
@@ -64,7 +64,7 @@ class CompressedDeepLoRAMap(AdaptedMap):
         """Return W0 + L (C_d ... C_1) R^T."""
         return weight + self._up() @ self.R.t(), bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b + (x R) (L C_d ... C_1)^T."""
         return low_rank_linear(x, linear, self.R.t(), self._up(), 1.0)
 

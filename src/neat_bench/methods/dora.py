@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neat_bench.methods.adapted import LinearRows
+from neat_bench.methods.adapted import Face
 from neat_bench.methods.checks import check_rank
 from neat_bench.methods.lora import LoRA, LoRAMap
 from neat_bench.methods.low_rank import low_rank_linear
@@ -49,10 +49,10 @@ class DoRAMap(LoRAMap):
         direction, _ = super().merged(weight, None)
         return self._gain(self.of_weight(weight))[:, None] * direction, bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply (x W0^T + s (x A^T) B^T) m / ||V|| + b."""
         moved = low_rank_linear(x, linear, self.A, self.B, self.scale, self.dropout, bias=False)
-        gain = self._gain(self.shared(linear.weight)).to(moved.dtype)
+        gain = self._gain(self.shared(linear)).to(moved.dtype)
         return moved * gain if linear.bias is None else torch.addcmul(linear.bias.to(moved.dtype), moved, gain)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.adapted import AdaptedMap, Face
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.checks import check_at_least_one
 from neat_bench.models.roles import Place
@@ -49,7 +49,7 @@ class ETHERMap(AdaptedMap):
         weight = self.input(weight)
         return (weight if self.output is None else self.output(weight.t()).t()), bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply the frozen layer to x H_in, and H_out to what comes out, bias apart."""
         y = linear(self.input(x))
         if self.output is None:

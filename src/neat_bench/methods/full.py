@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from neat_bench.errors import InputError
+from neat_bench.methods.adapted import is_quantised
 from neat_bench.methods.base import Method
 from neat_bench.methods.sparse import check_densities, when_pruned
 from neat_bench.models.roles import Place, architecture_of, find_places
@@ -29,6 +31,10 @@ class Full(Method):
 
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Let everything train."""
+        if any(is_quantised(module) for module in model.modules()):
+            raise InputError(
+                f"{self.name} trains every weight, and this model's are quantised: model.quantization=null"
+            )
         model.requires_grad_(True)
 
     def report(self, model: nn.Module, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.adapted import AdaptedMap, LinearRows, adapt, weight_at
+from neat_bench.methods.adapted import AdaptedMap, Face, adapt, weight_at
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.checks import check_at_least_one, check_rank
 from neat_bench.models.roles import Place
@@ -26,7 +26,7 @@ class GIFTMap(AdaptedMap):
         """Return W0 + s W0 P^T Q^T."""
         return weight + self.scale * (weight @ self.P.t().to(weight.dtype)) @ self.Q.t().to(weight.dtype), bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply the frozen layer once, to x + s (x Q) P."""
         return linear(x + self.scale * (x @ self.Q.to(x.dtype)) @ self.P.to(x.dtype))
 

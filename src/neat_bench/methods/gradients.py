@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neat_bench.errors import InputError
 from neat_bench.methods.adapted import AdaptedMap, layers_of
 
 
@@ -20,6 +21,10 @@ def mean_gradients(
     holds one at a time. What trains gets no gradient, and the weights are
     frozen again.
     """
+    if any(not weight.is_floating_point() for weight in weights):
+        raise InputError(
+            "a method that looks at gradients of the weights needs them unquantised: model.quantization=null"
+        )
     sums = {weight: torch.zeros(weight.shape, dtype=torch.float32) for weight in weights}
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.adapted import AdaptedMap, Face
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.checks import ACTIVATIONS, check_activation, check_at_least_one
 from neat_bench.methods.low_rank import low_rank_linear
@@ -38,9 +38,9 @@ class HiWiWeightMap(HiWiMap):
         """Return the edited weight."""
         return weight + (self.of_weight(weight) @ self.up.t()).to(weight.dtype), bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b + (x W_u^T) f(W0 W_d)^T."""
-        return low_rank_linear(x, linear, self.up.t(), self.shared(linear.weight), 1.0)
+        return low_rank_linear(x, linear, self.up.t(), self.shared(linear), 1.0)
 
 
 class HiWiBiasMap(HiWiMap):
@@ -51,7 +51,7 @@ class HiWiBiasMap(HiWiMap):
         assert bias is not None
         return weight, bias + (self.of_weight(bias[None]) @ self.up.t())[0].to(bias.dtype)
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply the frozen layer and add what the bias gained."""
         assert linear.bias is not None
         return linear(x) + (self.of_weight(linear.bias[None]) @ self.up.t())[0].to(x.dtype)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.adapted import AdaptedMap, Face
 from neat_bench.methods.base import MapMethod
 from neat_bench.models.roles import Place
 
@@ -23,7 +23,7 @@ class IA3OutputMap(AdaptedMap):
         """Return l W0 and l b."""
         return self.factors[:, None] * weight, None if bias is None else self.factors * bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply l (x W0^T + b)."""
         return linear(x) * self.factors.to(x.dtype)
 
@@ -35,7 +35,7 @@ class IA3InputMap(IA3OutputMap):
         """Return W0 diag(l)."""
         return weight * self.factors, bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply (x l) W0^T + b."""
         return linear(x * self.factors.to(x.dtype))
 

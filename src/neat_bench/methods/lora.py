@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.adapted import AdaptedMap, Face
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.checks import check_at_least_one, check_dropout, check_rank
 from neat_bench.methods.low_rank import low_rank_linear
@@ -31,7 +31,7 @@ class LoRAMap(AdaptedMap):
         """Return W0 + s B A."""
         return weight + self.scale * (self.B @ self.A), bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b + s (x A^T) B^T."""
         return low_rank_linear(x, linear, self.A, self.B, self.scale, self.dropout)
 

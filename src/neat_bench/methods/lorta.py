@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.adapted import AdaptedMap, LinearRows, adapt, weight_at
+from neat_bench.methods.adapted import AdaptedMap, Face, adapt, weight_at
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.checks import check_at_least_one
 from neat_bench.methods.low_rank import low_rank_linear
@@ -37,7 +37,7 @@ class LoRTAMap(AdaptedMap):
         """Return W0 + s dW."""
         return weight + (self.scale * self._up() @ self.A.t()).to(weight.dtype), bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b + s (x A) up^T."""
         return low_rank_linear(x, linear, self.A.t(), self._up(), self.scale)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neat_bench.methods.adapted import LinearRows
+from neat_bench.methods.adapted import Face, LinearRows
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -44,7 +44,7 @@ class _LowRankLinear(torch.autograd.Function):
 
 def low_rank_linear(
     x: Tensor,
-    linear: nn.Linear | LinearRows,
+    linear: Face,
     A: Tensor,
     B: Tensor,
     scale: float,
@@ -71,5 +71,5 @@ def low_rank_linear(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _trains(linear: nn.Linear | LinearRows) -> bool:
+def _trains(linear: Face) -> bool:
     return linear.weight.requires_grad or (linear.bias is not None and linear.bias.requires_grad)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.adapted import AdaptedMap, Face
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.checks import check_at_least_one, check_dropout
 from neat_bench.models.roles import Place
@@ -32,7 +32,7 @@ class MELoRAMap(AdaptedMap):
         """Return W0 + s blockdiag(B_i A_i)."""
         return weight + self.scale * torch.block_diag(*(self.B @ self.A)), bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply each mini to its slice of the input, as one batched product."""
         minis = self.A.shape[0]
         slices = self.dropout(x).reshape(-1, minis, x.shape[-1] // minis).transpose(0, 1)  # n x tokens x in/n

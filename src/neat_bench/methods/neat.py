@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.adapted import AdaptedMap, Face
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.checks import ACTIVATIONS, check_activation, check_at_least_one, check_dropout, check_rank
 from neat_bench.methods.low_rank import low_rank_linear
@@ -74,9 +74,9 @@ class NEATMap(AdaptedMap):
         """Return W0 + s B Z^T."""
         return weight + self.scale * (self.B @ self.of_weight(weight)), bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b + s (x Z) B^T; the update, out x in, is never formed."""
-        return low_rank_linear(x, linear, self.shared(linear.weight), self.B, self.scale, self.dropout)
+        return low_rank_linear(x, linear, self.shared(linear), self.B, self.scale, self.dropout)
 
 
 @dataclass(kw_only=True)

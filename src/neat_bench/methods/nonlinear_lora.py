@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from neat_bench.methods.adapted import LinearRows
+from neat_bench.methods.adapted import Face
 from neat_bench.methods.checks import ACTIVATIONS, check_activation, check_rank
 from neat_bench.methods.lora import LoRA, LoRAMap
 from neat_bench.methods.low_rank import low_rank_linear
@@ -24,7 +24,7 @@ class NonlinearLoRAMap(LoRAMap):
         """Return W0 + s B sigma(A)."""
         return weight + self.scale * (self.B @ self.activation(self.A)), bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b + s (x sigma(A)^T) B^T."""
         return low_rank_linear(x, linear, self.activation(self.A), self.B, self.scale, self.dropout)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neat_bench.errors import InputError
+from neat_bench.methods.adapted import is_quantised
 from neat_bench.methods.checks import check_rank
 from neat_bench.methods.lora import LoRA, LoRAMap
 from neat_bench.models.roles import Place
@@ -36,6 +37,8 @@ class PiSSA(LoRA):
     def make_map(self, place: Place, weight: Tensor) -> LoRAMap:
         """Return the factors, and take them out of the weight."""
         check_rank(self.rank, place, weight)
+        if is_quantised(place.module):
+            raise InputError(f"{self.name} takes its start out of the weights, and they are quantised")
         adapted = LoRAMap(weight, self.rank, self.scale, self.dropout).to(weight.device)
         full = weight.to(torch.promote_types(weight.dtype, torch.float32))
         if self.niter is not None:

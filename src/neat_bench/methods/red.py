@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.adapted import AdaptedMap, LinearRows
+from neat_bench.methods.adapted import AdaptedMap, Face
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.hidden import HiddenEdit, edit_output
 from neat_bench.models.roles import Place, hidden_size
@@ -40,7 +40,7 @@ class REDMap(_ScaleBias, AdaptedMap):
         zero = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
         return weight, self.edit(zero if bias is None else bias)
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply l (x W0^T + b0) + b."""
         return self.edit(linear(x))
 

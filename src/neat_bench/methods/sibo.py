@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neat_bench.errors import InputError
-from neat_bench.methods.adapted import LinearRows, adapt, weight_at
+from neat_bench.methods.adapted import Face, adapt, weight_at
 from neat_bench.methods.checks import check_rank
 from neat_bench.methods.hidden import Context
 from neat_bench.methods.lora import LoRA, LoRAMap
@@ -27,7 +27,7 @@ class SIBOMap(LoRAMap):
         self.initial = initial
         self.context = context
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b + s (((1 - lam) x + lam h0) A^T) B^T."""
         embedded = self.context.embedded
         assert embedded is not None

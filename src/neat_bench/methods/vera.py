@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neat_bench.methods.adapted import AdaptedMap, LinearRows, adapt, weight_at
+from neat_bench.methods.adapted import AdaptedMap, Face, adapt, weight_at
 from neat_bench.methods.base import MapMethod
 from neat_bench.methods.checks import check_at_least_one, check_dropout
 from neat_bench.methods.low_rank import low_rank_linear
@@ -34,7 +34,7 @@ class VeRAMap(AdaptedMap):
         A, B = self._factors()
         return weight + B @ A[:, : weight.shape[1]], bias
 
-    def forward(self, x: Tensor, linear: nn.Linear | LinearRows) -> Tensor:
+    def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b0 + (x (diag(d) A)^T) (diag(b) B)^T."""
         A, B = self._factors()
         return low_rank_linear(x, linear, A[:, : x.shape[-1]], B, 1.0, self.dropout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 POOLINGS = ("native", "mean")
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("8bit", "4bit")
+# heads stay whole: they train, or their logits decide
+NOT_QUANTISED = ["classifier", "score", "lm_head", "pooler"]
 
 
 class NeedsHead(Protocol):
@@ -45,7 +49,8 @@ class Pretrained:
 
     revision pins a commit of the hub's repository. pooling: native (transformers' own head for the
     architecture) or mean (over the tokens, for sentence encoders trained that way). dtype: of the frozen
-    weights; adapters are float32 whatever it is. shape: transformers' config of the published model (model_type
+    weights; adapters are float32 whatever it is. quantization: 8bit or 4bit (NF4), by bitsandbytes, of the linear
+    layers; dtype is then what they compute in. shape: transformers' config of the published model (model_type
     and sizes), so that it can be built without weights. normalization: of an image model, the pixel statistics
     of its pretraining. Only safetensors are read, and no remote code runs.
     """
@@ -58,6 +63,7 @@ class Pretrained:
     packaged: PackagedWeights | None = None
     pooling: str = "native"
     dtype: str = "float32"
+    quantization: str | None = None
     shape: dict[str, Any] | None = None
     normalization: str | None = None
 
@@ -66,6 +72,10 @@ class Pretrained:
             raise InputError(f"unknown model.pooling '{self.pooling}'{nearest(self.pooling, POOLINGS)}")
         if self.dtype not in DTYPES:
             raise InputError(f"unknown model.dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise InputError(
+                f"unknown model.quantization '{self.quantization}'{nearest(self.quantization, QUANTIZATIONS)}"
+            )
         if not (self.hub_id or self.path or self.packaged):
             raise InputError("model needs one of hub_id, path or packaged")
 
@@ -100,7 +110,7 @@ class Pretrained:
         transformers.utils.logging.disable_progress_bar()
         where, origin = self.locate(cache)
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
-        weights = options | {"use_safetensors": True, "dtype": self.dtype}
+        weights = options | {"use_safetensors": True, "dtype": self.dtype} | self._quantized()
         try:
             tokenizer = None
             if task.reads_text:
@@ -117,6 +127,24 @@ class Pretrained:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"cannot load the model {self.name} from {where}: {reason}") from None
         return model, tokenizer, origin
+
+    def _quantized(self) -> dict[str, Any]:
+        """Return what from_pretrained must know of the quantisation."""
+        if self.quantization is None:
+            return {}
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise InputError(f"model.quantization={self.quantization} needs bitsandbytes: pip install bitsandbytes")
+        if self.quantization == "8bit":
+            return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTISED)}
+        compute = getattr(torch, self.dtype)
+        config = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=NOT_QUANTISED,
+        )  # fmt: skip
+        return {"quantization_config": config}
 
     def skeleton(self, task: NeedsHead, cache: Path) -> nn.Module:
         """Return the model without weights (on torch's meta device), from its published shape or its config.json.

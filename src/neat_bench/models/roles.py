@@ -148,7 +148,7 @@ def find_places(model: nn.Module, targets: list[str], layers: str | None) -> lis
             if role in architecture.fused:
                 assert isinstance(module, nn.Linear)
                 position, parts = architecture.fused[role]
-                size = module.weight.shape[0] // parts
+                size = module.out_features // parts
                 rows = (position * size, (position + 1) * size)
             places.append(Place(role, layer, prefix + path, module, rows))
     return places
@@ -158,4 +158,4 @@ def hidden_size(model: nn.Module) -> int:
     """Return the width of the model's hidden states: the rows of its first feed-forward's last map."""
     module = find_places(model, ["mlp_down"], "0:1")[0].module
     assert isinstance(module, nn.Linear)
-    return module.weight.shape[0]
+    return module.out_features
