@@ -18,7 +18,7 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from neat_bench.errors import InputError, nearest
+from neat_bench.errors import InputError, StoppedBySignal, nearest
 
 CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 
@@ -30,6 +30,8 @@ def _run(composed: DictConfig) -> None:
 
     try:
         run(build(composed), list(HydraConfig.get().overrides.task))
+    except StoppedBySignal as stopped:
+        _fail(str(stopped), 128 + stopped.number)
     except InputError as error:
         _fail(str(error))  # here, because Hydra would add a line of its own to an exception
 
@@ -80,6 +82,6 @@ def _raised_in_composition(error: Exception) -> bool:
     return frame is not None and frame.tb_frame.f_globals["__name__"].split(".")[0] in ("hydra", "omegaconf")
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 1) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)

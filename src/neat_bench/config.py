@@ -19,7 +19,7 @@ from neat_bench.models.pretrained import Pretrained
 from neat_bench.results.loggers import Logger
 from neat_bench.training.optimizers import Optimizer
 from neat_bench.training.schedules import Schedule
-from neat_bench.training.settings import Seeds, TrainerSettings
+from neat_bench.training.settings import CheckpointSettings, Seeds, TrainerSettings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LAUNCHERS = ("local", "slurm")
@@ -82,10 +82,11 @@ class Config:
     budget: str | None = None
     start_from: str | None = None
     rerun: bool = False
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
 
 
 # keys that do not change what is measured: they are in neither the record's config nor its hash
-OUTSIDE_THE_RESULT = ("paths", "launcher", "logger", "rerun", "seed")
+OUTSIDE_THE_RESULT = ("paths", "launcher", "logger", "rerun", "seed", "checkpoint")
 
 # what a node with a _target_ must be, and what a node without one is
 _TARGETS: dict[str, type] = {
@@ -99,6 +100,7 @@ _PLAIN: dict[str, type] = {
     "trainer": TrainerSettings,
     "protocol": Protocol,
     "launcher": LauncherSettings,
+    "checkpoint": CheckpointSettings,
     "paths": Paths,
     "seeds": Seeds,
 }

@@ -8,6 +8,14 @@ class InputError(Exception):
     """Something the user gave cannot be used. `neat_bench.cli` prints it as one line and exits with 1."""
 
 
+class StoppedBySignal(Exception):
+    """A run that a signal ended after it had saved a checkpoint; the same command goes on from there."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by signal {number} after step {step}; the same command goes on from there")
+        self.number = number
+
+
 MOST_NAMES = 20  # of a list of valid names in a message
 
 

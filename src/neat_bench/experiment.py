@@ -58,6 +58,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     from neat_bench.methods.budget import solve
     from neat_bench.methods.state import save_state
     from neat_bench.models.roles import head_names
+    from neat_bench.training.checkpoint import Checkpoints
     from neat_bench.training.trainer import Trainer, make_accelerator
 
     started = time.perf_counter()
@@ -103,6 +104,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         config.logger.log,
         method,
         caches["training"],
+        Checkpoints(_checkpoint_folder(config, path), config.checkpoint),
     )
     torch.manual_seed(seeds["dropout"])
     trainer.fit(model, task, head_names(model), train_rows, collate, seeds["order"], evaluator)
@@ -119,8 +121,16 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
             save_state(path.with_suffix(".adapter"), evaluator.best_state, plain(config))
         write_record(path, record, evaluator.items())
         _say(config, evaluator, path)
+        assert trainer.checkpoints is not None
+        trainer.checkpoints.clear()
     config.logger.finish(record)
     return record
+
+
+def _checkpoint_folder(config: Config, path: Path) -> Path:
+    """Return where a run's checkpoints belong: under the logs, by the same names as its record."""
+    inside = path.relative_to(Path(config.paths.results)).with_suffix("")
+    return Path(config.paths.logs) / "checkpoints" / inside
 
 
 def _masks(config: Config, data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -228,6 +238,7 @@ def _make_record(
             **trainer.timing.as_dict(),
             **records.peak_memory(device),
             "evaluation_seconds": evaluator.seconds,
+            "resumed_at": trainer.resumed_at,
             "cached_blocks": 0 if trainer.prefix is None else len(trainer.prefix.prefix.blocks),
         },
         "flags": [

@@ -7,7 +7,7 @@ LENGTHS = np.random.default_rng(0).integers(3, 60, size=1003).tolist()
 
 def batches(accumulation=1, batch_size=32, seed=0, epoch=0):
     sampler = LengthBucketedBatches(LENGTHS, batch_size, accumulation, seed)
-    sampler.set_epoch(epoch)
+    sampler.start_epoch(epoch)
     return sampler
 
 
@@ -26,7 +26,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert list(batches()) != list(batches(epoch=1))
     later = batches()
     list(later)
-    later.set_epoch(1)
+    later.start_epoch(1)
     assert list(later) == list(batches(epoch=1))
 
 

@@ -137,6 +137,33 @@ class Evaluator:
             "report": self._score(predictions, ~self.selects),
         }
 
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what a checkpoint keeps of the evaluations so far: numbers as tensors, the rest as plain data."""
+        tensors = {f"best/{name}": value for name, value in self.best_state.items()}
+        texts: dict[str, list[str]] = {}
+        for index, predictions in self.predictions.items():
+            for name, values in vars(predictions).items():
+                if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+                    tensors[f"predictions/{index}/{name}"] = torch.from_numpy(values)
+                elif values is not None:
+                    texts[f"{index}/{name}"] = [str(value) for value in values]
+        return tensors, {"history": [vars(scores) for scores in self.history], "texts": texts, "seconds": self.seconds}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Put the evaluations back to what `snapshot` returned."""
+        self.history = [Scores(**scores) for scores in facts["history"]]
+        self.seconds = facts["seconds"]
+        self.best_state = {n.removeprefix("best/"): value for n, value in tensors.items() if n.startswith("best/")}
+        kept: dict[int, dict[str, Any]] = {}
+        for name, value in tensors.items():
+            if name.startswith("predictions/"):
+                _, index, column = name.split("/")
+                kept.setdefault(int(index), {})[column] = value.numpy()
+        for name, texts in facts["texts"].items():
+            index, column = name.split("/")
+            kept.setdefault(int(index), {})[column] = texts if column == "text" else np.array(texts, dtype=object)
+        self.predictions = {index: Predictions(**columns) for index, columns in sorted(kept.items())}
+
     def chosen(self) -> tuple[int, dict[str, float]]:
         """Return the evaluation that the reported protocol chooses, and its metrics."""
         return apply_protocols(self.history, self.metrics[0])[self.protocol]

@@ -45,28 +45,40 @@ class DeepLoRAMap(AdaptedMap):
 
 
 class CompressedDeepLoRAMap(AdaptedMap):
-    """The r x r factors of one place between two frozen bases, L: out x r and R: in x r; see DeepLoRA."""
+    """The r x r factors of one place between two bases, L: out x r and R: in x r; see DeepLoRA.
+
+    What the bases gain, over gamma, is trained beside them where gamma is above 0.
+    """
 
     L: Tensor
     R: Tensor
 
-    def __init__(self, weight: Tensor, rank: int, depth: int, epsilon: float) -> None:
+    def __init__(self, weight: Tensor, rank: int, depth: int, epsilon: float, gamma: float) -> None:
         super().__init__()
+        out, inputs = weight.shape
         self.factors = nn.ParameterList(epsilon * torch.eye(rank) for _ in range(depth))
-        self.register_buffer("L", torch.zeros(weight.shape[0], rank))
-        self.register_buffer("R", torch.zeros(weight.shape[1], rank))
+        self.register_buffer("L", torch.zeros(out, rank))
+        self.register_buffer("R", torch.zeros(inputs, rank))
+        self.gamma = gamma
+        self.gain_L = nn.Parameter(torch.zeros(out, rank)) if gamma else None
+        self.gain_R = nn.Parameter(torch.zeros(inputs, rank)) if gamma else None
 
     def _up(self) -> Tensor:
         """Return L C_d ... C_1, out x r."""
-        return self.L @ _product(list(self.factors))
+        L = self.L if self.gain_L is None else self.L + self.gamma * self.gain_L
+        return L @ _product(list(self.factors))
+
+    def _down(self) -> Tensor:
+        """Return R^T, r x in."""
+        return (self.R if self.gain_R is None else self.R + self.gamma * self.gain_R).t()
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return W0 + L (C_d ... C_1) R^T."""
-        return weight + self._up() @ self.R.t(), bias
+        return weight + self._up() @ self._down(), bias
 
     def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b + (x R) (L C_d ... C_1)^T."""
-        return low_rank_linear(x, linear, self.R.t(), self._up(), 1.0)
+        return low_rank_linear(x, linear, self._down(), self._up(), 1.0)
 
 
 @dataclass(kw_only=True)
@@ -75,8 +87,10 @@ class DeepLoRA(MapMethod):
 
     compressed (the paper's point): dW = L (C_d ... C_1) R^T with C_i: r x r = epsilon I. From the gradient
     G = U S V^T of W_1 in the whole form, R is an orthonormal basis of W_1^T U[:, :r/2] and V[:, :r/2] together (the
-    complement of the intersection that the paper takes), L = W_d ... W_1 R / epsilon^d; both stay frozen (the
-    code's default). Step 0 changes outputs in the order of epsilon^d. Parameters per matrix: d r^2, or all of W_i.
+    complement of the intersection that the paper takes), L = W_d ... W_1 R / epsilon^d. gamma: they
+    train at gamma times the learning rate (as L + gamma g with g trained, which is that under Adam); 0, the code's
+    default, freezes them. Step 0 changes outputs in the order of epsilon^d. Parameters per matrix: d r^2, with gamma
+    above 0 also r (in + out); or all of W_i.
     """
 
     size = "rank"
@@ -85,11 +99,14 @@ class DeepLoRA(MapMethod):
     epsilon: float = 1e-3
     compressed: bool = True
     batches: int = 4
+    gamma: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 1 or self.depth < 2 or self.batches < 1 or self.epsilon <= 0:
             raise InputError("method.depth is at least 2, method.rank and batches 1, and method.epsilon above 0")
+        if self.gamma < 0 or (self.gamma and not self.compressed):
+            raise InputError("method.gamma is not negative, and belongs to the compressed form")
 
     @property
     def prepare_batches(self) -> int:  # type: ignore[override]
@@ -100,7 +117,7 @@ class DeepLoRA(MapMethod):
         """Return the factors for one place."""
         check_rank(self.rank, place, weight)
         if self.compressed:
-            return CompressedDeepLoRAMap(weight, self.rank, self.depth, self.epsilon)
+            return CompressedDeepLoRAMap(weight, self.rank, self.depth, self.epsilon, self.gamma)
         return DeepLoRAMap(weight, self.depth, self.epsilon)
 
     def prepare(self, model: nn.Module, batches: list[Any], loss: Callable[[Any], Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""SIBO: an adapter that always sees some of the embedding output."""
+"""SIBO: LoRA or an adapter that always sees some of the embedding output."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neat_bench.errors import InputError
 from neat_bench.methods.adapted import Face, adapt, weight_at
+from neat_bench.methods.adapters import Adapter, Bottleneck
 from neat_bench.methods.checks import check_rank
 from neat_bench.methods.hidden import Context
 from neat_bench.methods.lora import LoRA, LoRAMap
@@ -60,3 +61,44 @@ class SIBO(LoRA):
                 raise InputError(f"{self.name} mixes in the embedding, which {place.path}'s input cannot take")
             check_rank(self.rank, place, weight)
             adapt(model, place, SIBOMap(weight, self.rank, self.scale, self.dropout, self.initial, context))
+
+
+class SIBOBottleneck(Bottleneck):
+    """A bottleneck on a mixed input; see SIBOAdapter."""
+
+    def __init__(
+        self, size: int, bottleneck: int, scale: float, activation: str, initial: float, context: Context
+    ) -> None:
+        super().__init__(size, bottleneck, scale, activation)
+        self.initial = initial
+        self.context = context
+
+    def update(self, hidden: Tensor) -> Tensor:
+        """Return f(((1 - lam) h + lam h0) D + d) U + u, ... x d."""
+        embedded = self.context.embedded
+        assert embedded is not None
+        return super().update((1 - self.initial) * hidden + self.initial * embedded.to(hidden.dtype))
+
+
+@dataclass(kw_only=True)
+class SIBOAdapter(Adapter):
+    """SIBO on bottleneck adapters: an adapter's input is (1 - lam) h + lam h0, h0 the embedding output.
+
+    initial: lam. Initialisation and parameters: the adapters'; step 0 changes nothing.
+    """
+
+    initial: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.initial <= 1:
+            raise InputError(f"method.initial lies between 0 and 1, not {self.initial}")
+
+    def attach(self, model: nn.Module, places: list[Place]) -> None:
+        """Put an adapter at every place."""
+        self._context = Context(model)
+        super().attach(model, places)
+
+    def make_edit(self, size: int) -> SIBOBottleneck:
+        """Return the adapter of a place with outputs of a size."""
+        return SIBOBottleneck(size, self.bottleneck, self.scale, self.activation, self.initial, self._context)

@@ -60,6 +60,11 @@ def load_state(folder: Path, method: Method, model: nn.Module, any_head: bool = 
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read {folder / WEIGHTS}: {error}") from None
+    put_state(state, method, model, f"{folder / WEIGHTS}", any_head)
+
+
+def put_state(state: dict[str, Tensor], method: Method, model: nn.Module, where: str, any_head: bool = False) -> None:
+    """Copy a state into a model to which the same method was attached; `where` is its name in messages."""
     method.rebuild(model, state)
     own = trained_tensors(model)
     for name in head_names(model) & state.keys() if any_head else ():
@@ -67,9 +72,9 @@ def load_state(folder: Path, method: Method, model: nn.Module, any_head: bool = 
             del state[name], own[name]
     if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
         odd = sorted(state.keys() ^ own.keys())[:3] or "shapes"
-        raise InputError(f"{folder / WEIGHTS} is of another model or method ({odd} differ)")
-    for name, value in state.items():
-        own[name].copy_(value)
+        raise InputError(f"{where} is of another model or method ({odd} differ)")
     with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)
         for _, _, adapted, weight in layers_of(model):
             adapted.restore(weight)

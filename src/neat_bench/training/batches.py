@@ -26,11 +26,14 @@ class LengthBucketedBatches(Sampler[list[int]]):
     def __init__(self, lengths: list[int], batch_size: int, accumulation: int, seed: int) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size, self.step_size, self.seed = batch_size, batch_size * accumulation, seed
-        self.epoch = 0
+        self.epoch, self.skipped = 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self.epoch = epoch
+    def start_epoch(self, epoch: int, skipped: int = 0) -> None:
+        """Choose the epoch whose order the next iteration gives, its first optimizer steps left out.
+
+        Not named set_epoch: accelerate calls that with a count of its own, which knows of no resumed run.
+        """
+        self.epoch, self.skipped = epoch, skipped
 
     @property
     def steps(self) -> int:
@@ -51,7 +54,7 @@ class LengthBucketedBatches(Sampler[list[int]]):
             pool = rows[start : start + pool_size]
             pool = pool[np.argsort(-self.lengths[pool], kind="stable")]
             steps += [pool[at : at + self.step_size] for at in range(0, len(pool), self.step_size)]
-        for index in generator.permutation(len(steps)):
+        for index in generator.permutation(len(steps))[self.skipped :]:
             yield steps[index].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -74,3 +74,19 @@ class Seeds:
     def filled(self, seed: int) -> dict[str, int]:
         """Return the three seeds with the run's seed where none is given."""
         return {name: seed if value is None else value for name, value in vars(self).items()}
+
+
+@dataclass(kw_only=True)
+class CheckpointSettings:
+    """every: optimizer steps between checkpoints, None for none but those a signal asks for. keep: leave them there.
+
+    resume: go on from the newest whole one (else start anew). They change no result.
+    """
+
+    every: int | None = 500
+    resume: bool = True
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise InputError(f"checkpoint.every is at least 1 (null for none), not {self.every}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,15 +16,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, send_to_device
+from accelerate.utils import DataLoaderConfiguration, gather_object, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from neat_bench.errors import InputError
+from neat_bench.errors import InputError, StoppedBySignal
 from neat_bench.methods.adapted import AdaptedMap, adapted_maps
 from neat_bench.methods.base import Method, set_training
+from neat_bench.methods.state import put_state, trained_tensors
 from neat_bench.training.batches import LengthBucketedBatches, SeededRows
+from neat_bench.training.checkpoint import (
+    Checkpoints,
+    Snapshot,
+    optimizer_state,
+    random_state,
+    set_optimizer_state,
+    set_random_state,
+)
 from neat_bench.training.flops import training_flops
 from neat_bench.training.optimizers import Optimizer
 from neat_bench.training.prefix import PrefixCache
@@ -43,7 +53,8 @@ class Loss(Protocol):
     def weight(self, batch: dict[str, Tensor]) -> int | Tensor: ...  # noqa: D102
 
 
-# (model, epoch, optimizer step, training loss so far) -> metrics to show, and the score that early stopping watches
+# (model, epoch, optimizer step, training loss so far) -> metrics to show, and the score that early stopping watches;
+# where there are checkpoints it also has `snapshot` and `restore`, as Evaluator does
 Evaluate = Callable[[nn.Module, int, int, float | None], tuple[dict[str, float], float]]
 
 
@@ -102,6 +113,16 @@ def compile_model(model: nn.Module, **options: Any) -> None:
 
 
 @dataclass
+class _Run:
+    """Where the loop stands, beside its counts in Timing."""
+
+    loss_sum: Tensor  # of the present epoch
+    loss_steps: int = 0
+    best: float = -math.inf
+    waited: int = 0
+
+
+@dataclass
 class Trainer:
     """Fits the trainable parameters of a model on encoded rows with a `length` column."""
 
@@ -112,7 +133,9 @@ class Trainer:
     log: Log
     method: Method
     prefix: PrefixCache | None = None
+    checkpoints: Checkpoints | None = None
     timing: Timing = field(default_factory=Timing)
+    resumed_at: list[int] = field(default_factory=list)
 
     def fit(
         self,
@@ -126,7 +149,8 @@ class Trainer:
     ) -> None:
         """Train; `head` names the parameters that take the head's learning rate.
 
-        A model without trainable parameters is only evaluated. Raises InputError when the loss is not finite.
+        A model without trainable parameters is only evaluated. With checkpoints, it goes on from the newest one.
+        Raises InputError when the loss is not finite, StoppedBySignal after the checkpoint that a signal asks for.
         """
         settings, accelerator = self.settings, self.accelerator
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -136,7 +160,11 @@ class Trainer:
         sampler = LengthBucketedBatches(rows["length"], settings.batch_size, settings.accumulation, order_seed)
         seeded = SeededRows(rows.with_format(None), order_seed)
         loader = DataLoader(seeded, batch_sampler=sampler, collate_fn=collate, **self._workers())
-        self._prepare(model, task, loader)
+        snapshot = None if self.checkpoints is None else self.checkpoints.newest()
+        if snapshot is None:
+            self._prepare(model, task, loader)
+        else:
+            put_state(snapshot.under("model"), self.method, model, "the checkpoint")
         if settings.compile:
             compile_model(model)
         optimizer = self.optimizer.build(self.optimizer.groups(model, head))
@@ -147,38 +175,104 @@ class Trainer:
         schedule = self.schedule.build(optimizer, total)
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         progress = tqdm(total=total, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        best, waited = -math.inf, 0
+        run = _Run(torch.zeros((), device=accelerator.device))
+        if snapshot is not None:
+            self._restore(snapshot, run, optimizer, schedule, evaluate)
+        first_epoch, skipped = divmod(self.timing.steps, sampler.steps)
+        progress.update(self.timing.steps)
         self.timing.start()
-        for epoch in range(epochs):
-            sampler.set_epoch(epoch)
-            seeded.epoch = epoch
-            self._set_training(model)
-            loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
-            for micro_batches in self._optimizer_steps(loader, sampler):
-                loss, norm = self._step(model, task, optimizer, micro_batches, total)
-                rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-                schedule.step()
-                loss_sum, loss_steps = loss_sum + loss, loss_steps + 1
-                step = self.timing.steps
-                progress.update()
-                if step % settings.log_every == 0 or step == total:
-                    self._report(loss_sum / loss_steps, norm, rates, progress)
-                at_end = step == total
-                if at_end or (settings.evaluate_every is not None and step % settings.evaluate_every == 0) or (
-                    settings.evaluate_every is None and step % sampler.steps == 0
-                ):  # fmt: skip
-                    train_loss = self._finite(loss_sum / loss_steps)
-                    self.timing.lap()
-                    metrics, score = evaluate(accelerator.unwrap_model(model), epoch, step, train_loss)
-                    self._set_training(model)
-                    self.timing.start()
-                    self.log({f"eval/{name}": value for name, value in metrics.items()}, step)
-                    self._say(progress, epoch, epochs, train_loss, metrics)
-                    waited = 0 if score > best else waited + 1
-                    best = max(best, score)
-                    if at_end or (settings.patience is not None and waited >= settings.patience):
-                        progress.close()
-                        return
+        with nullcontext() if self.checkpoints is None else self.checkpoints.heeding_signals():
+            for epoch in range(first_epoch, epochs):
+                sampler.start_epoch(epoch, skipped)
+                seeded.epoch = epoch
+                self._set_training(model)
+                if not skipped:
+                    run.loss_sum, run.loss_steps = torch.zeros_like(run.loss_sum), 0
+                for micro_batches in self._optimizer_steps(loader, sampler, snapshot):
+                    loss, norm = self._step(model, task, optimizer, micro_batches, total)
+                    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+                    schedule.step()
+                    run.loss_sum, run.loss_steps = run.loss_sum + loss, run.loss_steps + 1
+                    step = self.timing.steps
+                    progress.update()
+                    if step % settings.log_every == 0 or step == total:
+                        self._report(run.loss_sum / run.loss_steps, norm, rates, progress)
+                    at_end = step == total
+                    if at_end or (settings.evaluate_every is not None and step % settings.evaluate_every == 0) or (
+                        settings.evaluate_every is None and step % sampler.steps == 0
+                    ):  # fmt: skip
+                        train_loss = self._finite(run.loss_sum / run.loss_steps)
+                        self.timing.lap()
+                        metrics, score = evaluate(accelerator.unwrap_model(model), epoch, step, train_loss)
+                        self._set_training(model)
+                        self.timing.start()
+                        self.log({f"eval/{name}": value for name, value in metrics.items()}, step)
+                        self._say(progress, epoch, epochs, train_loss, metrics)
+                        run.waited = 0 if score > run.best else run.waited + 1
+                        run.best = max(run.best, score)
+                        if at_end or (settings.patience is not None and run.waited >= settings.patience):
+                            progress.close()
+                            return
+                    self._checkpoint(model, run, optimizer, schedule, evaluate)
+                skipped, snapshot = 0, None
+
+    def _checkpoint(self, model: nn.Module, run: _Run, optimizer: Any, schedule: Any, evaluate: Any) -> None:
+        """Save a checkpoint where one is due; raise StoppedBySignal where a signal asked for it."""
+        checkpoints, step = self.checkpoints, self.timing.steps
+        if checkpoints is None:
+            return
+        stopped_by = checkpoints.stopped_by
+        if self.accelerator.num_processes > 1:  # all stop at the same step
+            told = torch.tensor(stopped_by is not None, dtype=torch.int, device=self.accelerator.device)
+            anyone = int(self.accelerator.reduce(told, "sum"))
+            if anyone and stopped_by is None:
+                stopped_by = checkpoints.stopped_by = signal.SIGTERM
+        if not checkpoints.due(step):
+            return
+        self.timing.lap()
+        random = dict(enumerate(gather_object([random_state()])))
+        if self.accelerator.is_main_process:
+            by_optimizer, optimizer_facts = optimizer_state(optimizer)
+            by_evaluation, evaluation_facts = evaluate.snapshot()
+            tensors = {
+                **{
+                    f"model/{name}": value
+                    for name, value in trained_tensors(self.accelerator.unwrap_model(model)).items()
+                },
+                **{f"optimizer/{name}": value for name, value in by_optimizer.items()},
+                **{f"evaluation/{name}": value for name, value in by_evaluation.items()},
+                **{f"random{rank}/{name}": state for rank, states in random.items() for name, state in states.items()},
+                "run/loss_sum": run.loss_sum,
+            }
+            scaler = self.accelerator.scaler
+            facts = {
+                "optimizer": optimizer_facts,
+                "evaluation": evaluation_facts,
+                "schedule": {name: value for name, value in schedule.state_dict().items() if name != "lr_lambdas"},
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "run": {"loss_steps": run.loss_steps, "best": run.best, "waited": run.waited},
+                "timing": {name: getattr(self.timing, name) for name in ("seconds", "steps", "items", "tokens")},
+                "resumed_at": self.resumed_at,
+            }
+            checkpoints.save(Snapshot(step, tensors, facts))
+        self.accelerator.wait_for_everyone()
+        if stopped_by is not None:
+            raise StoppedBySignal(stopped_by, step)
+        self.timing.start()
+
+    def _restore(self, snapshot: Snapshot, run: _Run, optimizer: Any, schedule: Any, evaluate: Any) -> None:
+        """Put everything but the model and the random states back to what a checkpoint holds."""
+        facts = snapshot.facts
+        set_optimizer_state(optimizer, snapshot.under("optimizer"), facts["optimizer"])
+        schedule.load_state_dict(facts["schedule"] | {"lr_lambdas": [None] * len(facts["schedule"]["base_lrs"])})
+        if self.accelerator.scaler is not None and facts["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        evaluate.restore(snapshot.under("evaluation"), facts["evaluation"])
+        run.loss_sum = snapshot.tensors["run/loss_sum"].to(run.loss_sum.device)
+        run.loss_steps, run.best, run.waited = (facts["run"][name] for name in ("loss_steps", "best", "waited"))
+        for name, value in facts["timing"].items():
+            setattr(self.timing, name, value)
+        self.resumed_at = [*facts["resumed_at"], snapshot.step]
 
     def _prepare(self, model: nn.Module, task: Loss, loader: DataLoader) -> None:
         """Let the method look at the first batches, if it asks for some."""
@@ -213,11 +307,20 @@ class Trainer:
         # collators hold the tokenizer or transforms and are not pickled
         return {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
 
-    def _optimizer_steps(self, loader: DataLoader, sampler: LengthBucketedBatches) -> Iterator[list[dict[str, Tensor]]]:
-        """Yield the micro-batches of each optimizer step of one epoch."""
+    def _optimizer_steps(
+        self, loader: DataLoader, sampler: LengthBucketedBatches, snapshot: Snapshot | None
+    ) -> Iterator[list[dict[str, Tensor]]]:
+        """Yield the micro-batches of an epoch's optimizer steps, from a checkpoint's random state if one is given."""
+        random = {} if snapshot is None else snapshot.under(f"random{self.accelerator.process_index}")
+        # a loader draws a number when it starts: in the run that was interrupted before this, or after
+        if random and not sampler.skipped:
+            set_random_state(random)
         batches = iter(loader)
-        for rows in sampler.step_batches():
-            yield list(islice(batches, math.ceil(len(rows) / sampler.batch_size)))
+        for index, rows in enumerate(sampler.step_batches()):
+            micro_batches = list(islice(batches, math.ceil(len(rows) / sampler.batch_size)))
+            if random and sampler.skipped and index == 0:
+                set_random_state(random)
+            yield micro_batches
 
     def _step(
         self,
@@ -247,6 +350,8 @@ class Trainer:
                 self.accelerator.backward(loss)
             total += loss.detach()
             self.timing.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
+        for adapted in maps:  # what was kept for the step is of no use after it
+            adapted.begin(0, 1)
         clip = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = self.accelerator.clip_grad_norm_(trained, clip)
