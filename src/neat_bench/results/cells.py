@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from pyarrow import compute
+from pyarrow.parquet import ParquetFile
 
 from neat_bench.files import sha256_of_text
 from neat_bench.results.selection import Selection
@@ -94,8 +95,29 @@ def make_cell(selection: Selection) -> Cell:
     )
 
 
-def items_of(record: dict[str, Any], protocol: str) -> pd.DataFrame | None:
-    """Return the reported items of a run as its parquet file has them, indexed by id; None where there is no file.
+@dataclass(frozen=True)
+class Items:
+    """The reported items of a run, one value an item in each array, by rising id."""
+
+    id: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    correct: np.ndarray
+
+    def shared(self, other: Items) -> tuple[Items, Items]:
+        """Return the items that both have, in one order."""
+        if np.array_equal(self.id, other.id):
+            return self, other
+        _, ours, theirs = np.intersect1d(self.id, other.id, assume_unique=True, return_indices=True)
+        return self.at(ours), other.at(theirs)
+
+    def at(self, which: np.ndarray) -> Items:
+        """Return some of the items, by position or mask."""
+        return Items(*(values[which] for values in vars(self).values()))
+
+
+def items_of(record: dict[str, Any], protocol: str) -> Items | None:
+    """Return the reported items of a run as its parquet file has them; None where there is no file.
 
     Of a run with several test sets, those of the set that the record's view names.
     """
@@ -106,14 +128,17 @@ def items_of(record: dict[str, Any], protocol: str) -> pd.DataFrame | None:
 
 
 @lru_cache(maxsize=256)  # a baseline's are read once for all that is compared with it
-def _read_items(path: Path, step: int, reporting_part: bool, test_set: str | None) -> pd.DataFrame | None:
+def _read_items(path: Path, step: int, reporting_part: bool, test_set: str | None) -> Items | None:
     if not path.is_file():
         return None
-    columns = ["step", "id", "part", "label", "prediction", "correct", *(["set"] if test_set else [])]
-    items = pd.read_parquet(path, columns=columns)
-    kept = items["step"] == step
+    columns = ["step", "part", "id", "label", "prediction", "correct", *(["set"] if test_set else [])]
+    with ParquetFile(path) as file:
+        table = file.read(columns, use_threads=False)
+    kept = compute.equal(table["step"], step)
     if reporting_part:
-        kept &= items["part"] == "report"
+        kept = compute.and_(kept, compute.equal(table["part"], "report"))
     if test_set:
-        kept &= items["set"] == test_set
-    return items[kept].set_index("id")
+        kept = compute.and_(kept, compute.equal(table["set"], test_set))
+    table = table.filter(kept)
+    found = Items(*(table[name].to_numpy() for name in ("id", "label", "prediction", "correct")))
+    return found.at(np.argsort(found.id, kind="stable"))

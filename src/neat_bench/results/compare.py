@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from neat_bench.results.cells import items_of
 from neat_bench.results.report import flattened
 from neat_bench.results.significance import mcnemar
@@ -38,22 +40,23 @@ def _items(ours: dict[str, Any], theirs: dict[str, Any], protocol: str) -> list[
     mine, yours = items_of(ours, protocol), items_of(theirs, protocol)
     if mine is None or yours is None:
         return ["items", "  a run has no items beside its record"]
-    shared = mine.index.intersection(yours.index)
+    ours_too, theirs_too = mine.shared(yours)
+    count = len(ours_too.id)
     lines = [f"items ({protocol})"]
-    if len(shared) < max(len(mine), len(yours)):
-        lines.append(f"  {len(shared)} items are reported by both, of {len(mine)} | {len(yours)}")
-    mine, yours = mine.loc[shared], yours.loc[shared]
-    if len(shared) == 0 or (mine["label"].to_numpy() != yours["label"].to_numpy()).any():
+    if count < max(len(mine.id), len(yours.id)):
+        lines.append(f"  {count} items are reported by both, of {len(mine.id)} | {len(yours.id)}")
+    if count == 0 or not np.array_equal(ours_too.label, theirs_too.label):
         return [*lines, "  they are not of the same data"]
-    a, b = mine["correct"].to_numpy(bool), yours["correct"].to_numpy(bool)
-    lines.append(
-        f"  both right {(a & b).sum()}, only A {(a & ~b).sum()}, only B {(b & ~a).sum()}, neither {(~a & ~b).sum()}"
-    )
+    a, b = ours_too.correct.astype(bool), theirs_too.correct.astype(bool)
+    both, only_a, only_b, neither = (int(each.sum()) for each in (a & b, a & ~b, b & ~a, ~a & ~b))
+    lines.append(f"  both right {both}, only A {only_a}, only B {only_b}, neither {neither}")
     lines.append(f"  McNemar's exact test: p {mcnemar(a, b):.3g}")
-    other = shared[(mine["prediction"].to_numpy() != yours["prediction"].to_numpy())]
-    for item in other[:MOST_ITEMS]:
-        told = mine.loc[item, "prediction"], yours.loc[item, "prediction"]
-        lines.append(f"  item {item}, label {mine.loc[item, 'label']}: {told[0]} | {told[1]}")
+    other = np.flatnonzero(ours_too.prediction != theirs_too.prediction)
+    shown = ours_too.at(other[:MOST_ITEMS]), theirs_too.at(other[:MOST_ITEMS])
+    for item, label, one, two in zip(
+        shown[0].id, shown[0].label, shown[0].prediction, shown[1].prediction, strict=True
+    ):
+        lines.append(f"  item {item}, label {label}: {one} | {two}")
     if len(other) > MOST_ITEMS:
         lines.append(f"  and {len(other) - MOST_ITEMS} more predictions that differ")
     return lines

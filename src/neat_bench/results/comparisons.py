@@ -66,13 +66,11 @@ def over_items(ours: Cell, theirs: Cell, protocol: str) -> float | None:
         mine, yours = items_of(run, protocol), items_of(others[run["seed"]], protocol)
         if mine is None or yours is None:
             return None
-        shared = mine.index.intersection(yours.index)
-        mine, yours = mine.loc[shared], yours.loc[shared]
+        mine, yours = mine.shared(yours)
         if ours.metric == "accuracy":
-            found.append(mcnemar(mine["correct"].to_numpy(bool), yours["correct"].to_numpy(bool)))
+            found.append(mcnemar(mine.correct.astype(bool), yours.correct.astype(bool)))
         elif ours.metric in BOOTSTRAPPED:
-            columns = (mine["prediction"], yours["prediction"], mine["label"])
-            found.append(paired_bootstrap(ours.metric, *(column.to_numpy() for column in columns)))
+            found.append(paired_bootstrap(ours.metric, mine.prediction, yours.prediction, mine.label))
     return over_seeds(found) if found else None
 
 

@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from neat_bench.results.ledger import Entry
 from neat_bench.results.significance import average_ranks, critical_difference, interval
@@ -61,8 +62,15 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     """Return a figure with so many panels, at most four across."""
     across = min(4, count)
     down = -(-count // across)
-    figure = Figure(figsize=(max(5.6, 3.2 * across), 3.4 * down), layout="constrained")
+    # margins in inches, not a layout engine: with many panels that takes longer than the drawing
+    width, height = max(5.6, 3.2 * across), 3.1 * down + 0.7
+    figure = Figure(figsize=(width, height))
+    gaps = {"wspace": 0.75 * across / (width - 1.0) * 1.1, "hspace": 0.85 * down / (height - 1.5)}
+    figure.subplots_adjust(0.65 / width, 1.2 / height, 1 - 0.15 / width, 1 - 0.3 / height, **gaps)
     panels = list(figure.subplots(down, across, squeeze=False).flatten())
+    for panel in panels:
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        panel.yaxis.set_major_locator(MaxNLocator(5))
     for panel in panels[count:]:
         panel.set_visible(False)
     return figure, panels[:count]
@@ -73,7 +81,7 @@ def _legend_below(figure: Figure, panels: list[Axes]) -> None:
     found = {
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(5, len(found)), fontsize=7.5)
+    figure.legend(found.values(), found.keys(), loc="lower center", ncols=min(5, len(found)), fontsize=7.5)
 
 
 def _name_points(figure: Figure, axes: Axes, names: dict[tuple[float, float], str]) -> None:

@@ -38,15 +38,18 @@ class Entry:
 
 
 def make_ledger(records: Iterable[dict[str, Any]], protocol: str) -> list[Entry]:
-    """Return an entry for each method on each task and model, quick checks left out, in that order."""
+    """Return an entry for each suite, model, task and method, in that order; quick checks are left out."""
     groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for record in records:
         if not is_quick_check(record):
             for view in by_column(record):
                 names = view["names"]
-                key = names["suite"], names["task"], names["model_label"], names["method_label"]
+                key = names["suite"], names["model_label"], names["task"], names["method_label"]
                 groups.setdefault(key, []).append(view)
-    return [Entry(*key, select(found, protocol)) for key, found in sorted(groups.items())]
+    return [
+        Entry(suite, task, model, method, select(found, protocol))
+        for (suite, model, task, method), found in sorted(groups.items())
+    ]
 
 
 def _line(entry: Entry) -> list[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +39,36 @@ def _write(made: Made, path: Path, text: str) -> None:
     made.files.append(path)
 
 
-def _draw(made: Made, folder: Path, figures: Iterable[tuple[str, str, Figure]]) -> list[Drawn]:
-    """Write figures as PNG and SVG; return them for the report."""
+# what the drawing processes find in their memory: a figure cannot be sent to them, nor can a table cheaply
+_waiting: list[Callable[[], Iterable[tuple[str, str, Figure]]]] = []
+
+
+def _draw_one(index: int, folder: Path) -> list[Drawn]:
+    """Write the figures of one of `_waiting` as PNG and SVG; return them for the report."""
     drawn = []
-    for name, title, figure in figures:
+    for name, title, figure in _waiting[index]():
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
         write_whole(svg, partial(figure.savefig, format="svg", metadata={"Date": None}))
         figure.set_layout_engine("none")  # laid out already
         write_whole(png, partial(figure.savefig, format="png"))
-        made.files += [svg, png]
         drawn.append(Drawn(name, title, svg.read_text()))
+    return drawn
+
+
+def _draw_all(
+    made: Made, folder: Path, sources: list[Callable[[], Iterable[tuple[str, str, Figure]]]]
+) -> list[list[Drawn]]:
+    """Draw what every source yields, several sources at a time where there are cores for it."""
+    _waiting[:] = sources
+    workers = min(len(sources), os.cpu_count() or 1)
+    if workers > 1:
+        # forked, so that they have the sources
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+            drawn = list(pool.map(_draw_one, range(len(sources)), [folder] * len(sources)))
+    else:
+        drawn = [_draw_one(index, folder) for index in range(len(sources))]
+    _waiting.clear()
+    made.files += [folder / f"{each.name}.{end}" for found in drawn for each in found for end in ("svg", "png")]
     return drawn
 
 
@@ -57,18 +81,24 @@ def publish(results: Path, specs: dict[str, TableSpec], protocol: str, whole: bo
     published = load_published(results / "published")
     suffix = "" if protocol == "split_validation" else f"_{protocol}"
     made = Made()
-    shown: list[tuple[str, Table, list[Drawn]]] = []
+    shown: list[tuple[str, Table]] = []
     for name, spec in specs.items():
         try:
             tables = _tables(name + suffix, spec, records, published, protocol, results / "tables", made)
         except InputError as error:
             made.refused.append(str(error))
             continue
-        for table in tables:
-            figures = figures_of(name + suffix, table) if table.rows else ()
-            shown.append((name, table, _draw(made, results / "figures", figures)))
+        shown += [(name, table) for table in tables]
+    ledger = make_ledger(records, protocol) if whole else []
+    with_runs = [index for index, (_, table) in enumerate(shown) if table.rows]
+    sources = [partial(figures_of, shown[index][0] + suffix, shown[index][1]) for index in with_runs]
+    by_suite = [list(group) for _, group in groupby(ledger, key=lambda entry: (entry.suite, entry.model))]
+    tuning = [partial(tuning_figures, entries) for entries in by_suite]
+    drawn = _draw_all(made, results / "figures", [*sources, *tuning])
+    figures = dict(zip(with_runs, drawn, strict=False))
     if whole:
-        _write_whole_folder(results, suffix, make_ledger(records, protocol), shown, made)
+        complete = [(name, table, figures.get(index, [])) for index, (name, table) in enumerate(shown)]
+        _write_whole_folder(results, suffix, ledger, complete, list(chain.from_iterable(drawn[len(sources) :])), made)
     return made
 
 
@@ -98,7 +128,12 @@ def _tables(
 
 
 def _write_whole_folder(
-    results: Path, suffix: str, ledger: list[Entry], shown: list[tuple[str, Table, list[Drawn]]], made: Made
+    results: Path,
+    suffix: str,
+    ledger: list[Entry],
+    shown: list[tuple[str, Table, list[Drawn]]],
+    tuning: list[Drawn],
+    made: Made,
 ) -> None:
     """Write what is made of all tables together."""
     folder = results / "tables"
@@ -109,5 +144,4 @@ def _write_whole_folder(
     _write(made, folder / f"ledger{suffix}.csv", ledger_csv(ledger))
     _write(made, folder / f"reproduction{suffix}.md", reproduction_markdown(reproduced))
     _write(made, folder / f"reproduction{suffix}.csv", reproduction_csv(reproduced))
-    tuning = _draw(made, results / "figures", tuning_figures(ledger))
     _write(made, results / f"report{suffix}.html", render_report(shown, tuning, ledger, reproduced, made.refused))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from neat_bench.results.captions import footer
 from neat_bench.results.cells import Cell, items_of
@@ -62,15 +63,12 @@ def _wrong(cell: Cell, protocol: str) -> dict[str, Any] | None:
     items = items_of(cell.selection.runs[0], protocol)
     if items is None:
         return None
-    wrong = items[~items["correct"]] if items["correct"].dtype == bool else items.iloc[:0]
-    shown = wrong.head(WRONG_ITEMS)
+    wrong = items.at(np.flatnonzero(~items.correct.astype(bool))[:WRONG_ITEMS])
     return {
         "seed": cell.selection.runs[0]["seed"],
-        "items": len(items),
-        "right": int(items["correct"].sum()),
-        "wrong": [
-            [str(each) for each in line] for line in shown[["label", "prediction"]].reset_index().values.tolist()
-        ],
+        "items": len(items.id),
+        "right": int(items.correct.sum()),
+        "wrong": [[str(each) for each in line] for line in zip(wrong.id, wrong.label, wrong.prediction, strict=True)],
     }
 
 

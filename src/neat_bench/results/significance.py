@@ -150,7 +150,12 @@ def average_ranks(scores: np.ndarray) -> np.ndarray:
     return stats.rankdata(-scores, axis=1).mean(axis=0)
 
 
+@lru_cache
+def _nemenyi_quantile(methods: int) -> float:
+    """Return the quantile of the studentised range for so many methods, over the square root of two."""
+    return float(stats.studentized_range.ppf(1 - LEVEL, methods, 10_000)) / math.sqrt(2)
+
+
 def critical_difference(tasks: int, methods: int) -> float:
     """Return how far two mean ranks must lie apart (Nemenyi at 0.05; Demsar 2006, JMLR 7)."""
-    quantile = stats.studentized_range.ppf(1 - LEVEL, methods, 10_000) / math.sqrt(2)
-    return float(quantile * math.sqrt(methods * (methods + 1) / (6 * tasks)))
+    return _nemenyi_quantile(methods) * math.sqrt(methods * (methods + 1) / (6 * tasks))
