@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from neat_bench.errors import InputError
 from neat_bench.experiment import path_of, run
 from neat_bench.methods.full import Full
+from neat_bench.training.batches import LengthBucketedBatches
 from neat_bench.training.optimizers import SGD
 from neat_bench.training.schedules import Schedule
 from neat_bench.training.settings import TrainerSettings
@@ -31,7 +32,7 @@ class LeastSquares:
         return (model(batch["x"]).squeeze(-1) - batch["labels"].float()).square().mean()
 
 
-def fit(evaluate=None, log=None, lr=0.05, **settings):
+def fit(evaluate=None, log=None, lr=0.05, noting=None, **settings):
     """Train the linear map and return it with its trainer."""
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
@@ -47,6 +48,8 @@ def fit(evaluate=None, log=None, lr=0.05, **settings):
     )
 
     def collate(rows):
+        if noting is not None:
+            noting(rows)
         return {name: torch.tensor([row[name] for row in rows]) for name in ("x", "labels")}
 
     calls = []
@@ -57,6 +60,18 @@ def fit(evaluate=None, log=None, lr=0.05, **settings):
 
     trainer.fit(model, LeastSquares(), set(), ROWS, collate, 0, record)
     return model, trainer, calls
+
+
+def test_every_epoch_has_an_order_of_its_own_and_it_is_the_samplers():
+    """accelerate calls a set_epoch with a count of its own, which stands still while a loader is not drained."""
+    seen = []
+    fit(epochs=3, batch_size=4, noting=lambda rows: seen.extend(round(10 * row["x"][0]) for row in rows))
+    epochs = [seen[at : at + len(ROWS)] for at in range(0, len(seen), len(ROWS))]
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs) == 3
+    sampler = LengthBucketedBatches(ROWS["length"], 4, 1, 0)
+    for number, epoch in enumerate(epochs):
+        sampler.start_epoch(number)
+        assert epoch == [row for batch in sampler for row in batch]
 
 
 def test_the_loop_is_plain_gradient_descent():
