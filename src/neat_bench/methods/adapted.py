@@ -150,7 +150,8 @@ class DeltaMap(AdaptedMap):
 
     def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x (W0 + dW)^T + b."""
-        return F.linear(x, (weight := linear.weight) + self.shared(linear).to(weight.dtype), linear.bias)
+        weight = linear.weight
+        return F.linear(x, weight + self.shared(linear).to(weight.dtype), linear.bias)
 
 
 class AdaptedLinear(nn.Module):

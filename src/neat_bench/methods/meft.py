@@ -139,20 +139,23 @@ class ReversibleLayers(nn.Module):
         trained = [parameter for layer in self.layers for parameter in trained_in(layer)]
         if self.recompute and torch.is_grad_enabled() and trained:
             return _Reversible.apply(hidden, self, of, *trained)
-        return _mean(self.run(hidden, of)[-1]).to(hidden.dtype)
+        return _mean(self.run(hidden, of)).to(hidden.dtype)
 
-    def run(self, hidden: Tensor, of: _Pass) -> list[tuple[Tensor, Tensor]]:
-        """Return the streams before the first layer and after each, in order."""
-        seen = [(hidden.to(STREAM),) * 2]
+    def run(self, hidden: Tensor, of: _Pass, seen: list[tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the streams after the last layer; `seen` collects those before each."""
+        streams = (hidden.to(STREAM),) * 2
         for index in range(len(self.layers)):
-            seen.append(self.step(index, seen[-1], of, hidden.dtype))
-        return seen
+            if seen is not None:
+                seen.append(streams)
+            streams = self.step(index, streams, of, hidden.dtype)
+        return streams
 
     def reconstruction_errors(self, hidden: Tensor, *arguments: Any, **options: Any) -> list[float]:
         """Return the largest relative error of the streams after undoing one layer, two layers and so on."""
         of = _Pass(arguments, options, {"device_type": hidden.device.type, "enabled": False}, [])
-        seen = self.run(hidden, of)
-        streams, zero, errors = seen[-1], (torch.zeros_like(seen[-1][0]),) * 2, []
+        seen: list[tuple[Tensor, Tensor]] = []
+        streams = self.run(hidden, of, seen)
+        zero, errors = (torch.zeros_like(streams[0]),) * 2, []
         for index in reversed(range(len(self.layers))):
             streams, *_ = self.undo(index, streams, of, hidden.dtype, zero)
             pairs = zip(streams, seen[index], strict=True)
@@ -199,9 +202,7 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, layers: ReversibleLayers, of: _Pass, *trained: Tensor) -> Tensor:
         """Return the mean of the streams."""
-        streams = (hidden.to(STREAM),) * 2
-        for index in range(len(layers.layers)):
-            streams = layers.step(index, streams, of, hidden.dtype)
+        streams = layers.run(hidden, of)
         ctx.layers, ctx.of, ctx.dtype = layers, of, hidden.dtype
         ctx.save_for_backward(*streams)
         return _mean(streams).to(hidden.dtype)
@@ -251,7 +252,7 @@ class MEFT(Method):
             raise InputError("method.lam and method.beta lie above 0 and at most at 1")
         if self.targets:
             raise InputError(f"{self.name} adapts whole layers: method.targets stays empty, use method.layers")
-        self._adapter()
+        self._adapter()  # which checks its own fields
 
     def _adapter(self, targets: list[str] | None = None, parallel: bool = True) -> Adapter:
         return Adapter(

@@ -16,6 +16,17 @@ from neat_bench.methods.lora import LoRA, LoRAMap
 from neat_bench.models.roles import Place, hidden_size
 
 
+def _mixed(x: Tensor, initial: float, context: Context) -> Tensor:
+    """Return (1 - lam) x + lam h0, h0 the embedding output of the present batch."""
+    assert context.embedded is not None
+    return (1 - initial) * x + initial * context.embedded.to(x.dtype)
+
+
+def _check_initial(initial: float) -> None:
+    if not 0 <= initial <= 1:
+        raise InputError(f"method.initial lies between 0 and 1, not {initial}")
+
+
 class SIBOMap(LoRAMap):
     """LoRA's factors on a mixed input; see SIBO."""
 
@@ -30,9 +41,7 @@ class SIBOMap(LoRAMap):
 
     def forward(self, x: Tensor, linear: Face) -> Tensor:
         """Apply x W0^T + b + s (((1 - lam) x + lam h0) A^T) B^T."""
-        embedded = self.context.embedded
-        assert embedded is not None
-        mixed = self.dropout((1 - self.initial) * x + self.initial * embedded.to(x.dtype))
+        mixed = self.dropout(_mixed(x, self.initial, self.context))
         return linear(x) + F.linear(F.linear(mixed, self.A.to(x.dtype)), self.scale * self.B.to(x.dtype))
 
 
@@ -48,8 +57,7 @@ class SIBO(LoRA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.initial <= 1:
-            raise InputError(f"method.initial lies between 0 and 1, not {self.initial}")
+        _check_initial(self.initial)
 
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Put the factors at every place; raises InputError where the input has another size."""
@@ -75,9 +83,7 @@ class SIBOBottleneck(Bottleneck):
 
     def update(self, hidden: Tensor) -> Tensor:
         """Return f(((1 - lam) h + lam h0) D + d) U + u, ... x d."""
-        embedded = self.context.embedded
-        assert embedded is not None
-        return super().update((1 - self.initial) * hidden + self.initial * embedded.to(hidden.dtype))
+        return super().update(_mixed(hidden, self.initial, self.context))
 
 
 @dataclass(kw_only=True)
@@ -91,8 +97,7 @@ class SIBOAdapter(Adapter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.initial <= 1:
-            raise InputError(f"method.initial lies between 0 and 1, not {self.initial}")
+        _check_initial(self.initial)
 
     def attach(self, model: nn.Module, places: list[Place]) -> None:
         """Put an adapter at every place."""

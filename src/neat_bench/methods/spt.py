@@ -84,6 +84,14 @@ class SPT(Method):
         parameters = dict(model.named_parameters())
         return {n: v for n, v in parameters.items() if v.ndim == 1 and n.startswith(prefix) and n not in head}
 
+    def _whole_matrix(self, count: int, size: int) -> bool:
+        """Return whether a matrix with so many sensitive entries gets a LoRA of so many parameters."""
+        return count >= size / self.alpha
+
+    def _whole_vector(self, count: int, vector: Tensor) -> bool:
+        """Return whether a vector with so many sensitive entries trains."""
+        return count >= vector.numel() / self.beta
+
     def _lora_size(self, weight: Tensor) -> int:
         return self.rank * sum(weight.shape) if self.rank <= min(weight.shape) else 2**62
 
@@ -103,21 +111,21 @@ class SPT(Method):
         def parts(counts: list[int]) -> Iterator[int]:
             """Yield what each matrix and vector trains."""
             for count, size in zip(counts, sizes, strict=False):
-                yield size if count >= size / self.alpha else count
+                yield size if self._whole_matrix(count, size) else count
             for count, vector in zip(counts[len(sizes) :], vectors.values(), strict=True):
-                yield vector.numel() if count >= vector.numel() / self.beta else 0
+                yield vector.numel() if self._whole_vector(count, vector) else 0
 
         sensitivity = [*map(rows_of, places), *(gradients[vector] for vector in vectors.values())]
         threshold = sensitive_places(sensitivity, lambda counts: sum(parts(counts)), self.parameters)
         counts = [int((each >= threshold).sum()) for each in sensitivity]
         for place, size, count, found in zip(places, sizes, counts, sensitivity, strict=False):
             weight = weight_at(place, self.name)
-            if count >= size / self.alpha:
+            if self._whole_matrix(count, size):
                 adapt(model, place, self._lora(weight))
             elif count:
                 adapt(model, place, SparseMap((found.flatten() >= threshold).nonzero()[:, 0].to(weight.device)))
         for count, vector in zip(counts[len(places) :], vectors.values(), strict=True):
-            vector.requires_grad_(count >= vector.numel() / self.beta)
+            vector.requires_grad_(self._whole_vector(count, vector))
         if not sum(parts(counts)):
             raise InputError(f"method.parameters={self.parameters} leaves nothing to train: raise it")
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from neat_bench.results.ledger import Entry
+from neat_bench.results.render import MEBI
 from neat_bench.results.significance import average_ranks, critical_difference, interval
 from neat_bench.results.tables import AVERAGE, Row, Table
 
@@ -25,7 +26,6 @@ MARKERS = "osD^vP*X<>pd"
 # always the same look
 CORE = ("neat", "lora", "dora", "full", "red", "linear_probe", "neat_s", "bitfit", "pissa", "gift", "untuned")
 LINES = ("-", "--", "-.", ":")
-MEBI = 2**20
 MOST_LABELS = 14  # beyond these only the front and the baseline carry a name
 STYLE: Any = {
     "figure.dpi": 150,
@@ -43,11 +43,11 @@ STYLE: Any = {
 def _looks(methods: list[str]) -> list[dict[str, Any]]:
     """Return colour, marker and line style for rows of these methods: the core ones look alike in all figures."""
     others = [method for method in dict.fromkeys(methods) if method not in CORE]
-    order = [*CORE, *others, *([""] * len(methods))]
+    order = [*CORE, *others]
     taken: list[int] = []
     for method in methods:
         index = order.index(method)
-        taken.append(index if index not in taken else max([len(CORE) + len(others), *taken]) + 1)
+        taken.append(index if index not in taken else max(len(order), *taken) + 1)
     return [
         {
             "color": COLOURS[index % len(COLOURS)],
