@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +23,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from neat_bench.errors import InputError, StoppedBySignal, nearest
+from neat_bench.secrets import redacted_text
+
+LONGEST = 200  # characters of an unforeseen error's text
 
 CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 
@@ -28,12 +35,31 @@ def _run(composed: DictConfig) -> None:
     from neat_bench.config import build
     from neat_bench.experiment import run
 
-    try:
+    # here, because Hydra would add a line of its own to an exception
+    with _one_line(composed.get("debug") is True):
         run(build(composed), list(HydraConfig.get().overrides.task))
+
+
+@contextmanager
+def _one_line(debug: bool) -> Iterator[None]:
+    """Turn whatever is raised inside into one line and an exit code; with debug, show its traceback first."""
+    try:
+        yield
     except StoppedBySignal as stopped:
         _fail(str(stopped), 128 + stopped.number)
     except InputError as error:
-        _fail(str(error))  # here, because Hydra would add a line of its own to an exception
+        if debug:
+            traceback.print_exc()
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", 128 + signal.SIGINT)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if _raised_in_composition(error):
+            _fail(explain(error))
+        reason = " ".join(str(error).split())[:LONGEST]
+        _fail(f"{type(error).__name__}: {reason} (debug=true shows where)")
 
 
 def explain(error: Exception) -> str:
@@ -60,18 +86,10 @@ def explain(error: Exception) -> str:
 
 
 def main() -> None:
-    """Run what the command line says; exit with 1 and one line where the input cannot be used."""
+    """Run what the command line says; exit with 1 and one line where it cannot be done."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
-    try:
+    with _one_line("debug=true" in sys.argv):
         _run()
-    except InputError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted")
-    except Exception as error:
-        if not _raised_in_composition(error):
-            raise
-        _fail(explain(error))
 
 
 def _raised_in_composition(error: Exception) -> bool:
@@ -83,5 +101,5 @@ def _raised_in_composition(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {redacted_text(message)}", file=sys.stderr)
     sys.exit(code)

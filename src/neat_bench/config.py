@@ -22,7 +22,8 @@ from neat_bench.training.schedules import Schedule
 from neat_bench.training.settings import CheckpointSettings, Seeds, TrainerSettings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-LAUNCHERS = ("local", "slurm")
+LAUNCHERS = ("local", "slurm", "ray")
+RESUMES = ("auto", "never")
 
 
 @dataclass(kw_only=True)
@@ -39,13 +40,18 @@ class Paths:
 class LauncherSettings:
     """How a sweep's jobs run, each in its own process.
 
-    name: local (this machine) or slurm. devices: jobs at a time on this machine, None for one a GPU, or one
-    without GPUs. The rest is what a Slurm job asks for; hours also limits a local job.
+    name: local (this machine), slurm or ray. devices: jobs at a time on this machine, None for one a GPU, or one
+    without GPUs. processes: of one job; several are started by `accelerate launch`, with the file that
+    accelerate_config names. The rest is what a job on a cluster asks for; hours also limits a local job.
+    warning_seconds: how long before its time limit a Slurm job is told to save and is put back into the queue.
     """
 
     name: str = "local"
     devices: int | None = None
+    processes: int = 1
+    accelerate_config: str | None = None
     hours: float = 72.0
+    warning_seconds: int = 120
     partition: str | None = None
     gpus: int = 1
     cpus: int = 8
@@ -54,8 +60,12 @@ class LauncherSettings:
     def __post_init__(self) -> None:
         if self.name not in LAUNCHERS:
             raise InputError(f"unknown launcher.name '{self.name}'{nearest(self.name, LAUNCHERS)}")
-        if self.devices is not None and self.devices < 1:
-            raise InputError(f"launcher.devices is at least 1, not {self.devices}")
+        for name in ("devices", "processes", "cpus", "memory_gb", "warning_seconds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"launcher.{name} is at least 1, not {value}")
+        if self.gpus < 0 or self.hours <= 0:
+            raise InputError("launcher.gpus is not negative, and launcher.hours is above 0")
 
 
 @dataclass(kw_only=True)
@@ -64,7 +74,8 @@ class Config:
 
     `method` is a `neat_bench.methods.base.Method`; budget: the trainable parameters (0.3M, 0.1%) that its size is
     solved for, None for the size it has. start_from: the folder of a saved adapter of the same method, ours or peft's,
-    whose values training starts from (its head too, where it has the same outputs).
+    whose values training starts from (its head too, where it has the same outputs). resume: auto goes on from the
+    newest whole checkpoint of the run, never starts anew. debug: show tracebacks.
     """
 
     model: Pretrained
@@ -82,11 +93,15 @@ class Config:
     budget: str | None = None
     start_from: str | None = None
     rerun: bool = False
+    resume: str = "auto"
+    debug: bool = False
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
 
 
 # keys that do not change what is measured: they are in neither the record's config nor its hash
-OUTSIDE_THE_RESULT = ("paths", "launcher", "logger", "rerun", "seed", "checkpoint")
+OUTSIDE_THE_RESULT = ("paths", "launcher", "logger", "rerun", "resume", "debug", "seed", "checkpoint")
+# keys of the trainer that change no number either: in the record, not in the hash
+NOT_HASHED = ("log_every", "workers", "on_oom")
 
 # what a node with a _target_ must be, and what a node without one is
 _TARGETS: dict[str, type] = {
@@ -183,8 +198,8 @@ def build(composed: DictConfig) -> Config:
         if not isinstance(node, dict):
             raise InputError(f"'{name}' is a group of keys, not {node!r}")
         parts[name] = build_dataclass(cls, node, name)
-    for name, kind in (("seed", int), ("rerun", bool)):
-        value = values.get(name, kind())
+    for name, kind in (("seed", int), ("rerun", bool), ("debug", bool), ("resume", str)):
+        value = values.get(name, Config.__dataclass_fields__[name].default)
         if type(value) is not kind:
             raise InputError(f"{name}: {value!r} is not of type {kind.__name__}")
         parts[name] = value
@@ -192,6 +207,8 @@ def build(composed: DictConfig) -> Config:
         parts[name] = None if values.get(name) is None else str(values[name])
     if parts["seed"] < 0:
         raise InputError(f"seed is not negative; got {parts['seed']}")
+    if parts["resume"] not in RESUMES:
+        raise InputError(f"unknown resume '{parts['resume']}'{nearest(parts['resume'], RESUMES)}")
     return Config(**parts)
 
 
@@ -204,6 +221,35 @@ def plain(config: Config) -> dict[str, Any]:
             plain_part = not dataclasses.is_dataclass(part)
             values[f.name] = part if plain_part else {"class": type(part).__name__} | dataclasses.asdict(part)
     return values
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Return what tells a run from others: the plain data without the fields that have their class's default.
+
+    So a field that a later version adds gives no finished run a new address; a class's default never changes.
+    """
+    values: dict[str, Any] = {}
+    for name, value in plain(config).items():
+        part = getattr(config, name)
+        if not dataclasses.is_dataclass(part):
+            if value is not None:
+                values[name] = value
+            continue
+        kept = {key for key, default in _defaults(part).items() if getattr(part, key) == default}
+        kept |= set(NOT_HASHED) if name == "trainer" else set()
+        values[name] = {key: each for key, each in value.items() if key not in kept}
+    return values
+
+
+def _defaults(part: Any) -> dict[str, Any]:
+    """Return the default of each field that has one."""
+    found = {}
+    for f in dataclasses.fields(part):
+        if f.default is not dataclasses.MISSING:
+            found[f.name] = f.default
+        elif f.default_factory is not dataclasses.MISSING:
+            found[f.name] = f.default_factory()
+    return found
 
 
 def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> DictConfig:

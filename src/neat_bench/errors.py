@@ -11,8 +11,9 @@ class InputError(Exception):
 class StoppedBySignal(Exception):
     """A run that a signal ended after it had saved a checkpoint; the same command goes on from there."""
 
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by signal {number} after step {step}; the same command goes on from there")
+    def __init__(self, number: int, step: int | None = None) -> None:
+        after = "" if step is None else f" after step {step}"
+        super().__init__(f"stopped by signal {number}{after}; the same command goes on from there")
         self.number = number
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neat_bench.config import Config, plain
+from neat_bench.config import Config, identity, plain
 from neat_bench.data.spec import Data
-from neat_bench.files import check_writable, sha256_of_text
+from neat_bench.files import alone_at, check_writable, sha256_of_text
 from neat_bench.results import record as records
 from neat_bench.results.store import record_path, stored, write_record
 from neat_bench.tasks import make_task
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 def path_of(config: Config) -> Path:
     """Return where the run's record belongs; the same for the same config and seed."""
     names = config.dataset.suite, config.dataset.task, config.model.name, config.method.name
-    return record_path(Path(config.paths.results), *names, records.config_hash(plain(config)), config.seed)
+    return record_path(Path(config.paths.results), *names, records.config_hash(identity(config)), config.seed)
 
 
 def run(config: Config, overrides: list[str]) -> dict[str, Any]:
@@ -39,11 +41,25 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     Raises InputError for whatever the user can mend.
     """
     path = path_of(config)
+    record = _recorded(config, path)
+    if record is not None:
+        return record
+    check_writable(path.parent)
+    # of several processes of one run (accelerate launch) the first holds the claim for all
+    with alone_at(path) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
+        return _train(config, overrides, path)
+
+
+def _recorded(config: Config, path: Path) -> dict[str, Any] | None:
+    """Return the run's record if it is there and is not to be repeated."""
     record = None if config.rerun else stored(path)
     if record is not None:
         print(f"already recorded: {path} (rerun=true repeats it)")
-        return record
-    check_writable(path.parent)
+    return record
+
+
+def _train(config: Config, overrides: list[str], path: Path) -> dict[str, Any]:
+    """Do what `run` promises, for a run that is not recorded yet."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -52,6 +68,7 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     task = make_task(config.dataset, data)
 
     import torch  # the heavy imports come after what is cheap to check
+    from accelerate.utils import broadcast_object_list
 
     from neat_bench.evaluation.evaluator import Evaluator
     from neat_bench.methods.base import attach
@@ -64,6 +81,10 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
     started = time.perf_counter()
     seeds = config.seeds.filled(config.seed)
     accelerator = make_accelerator(config.trainer)
+    # it may have been recorded while this process waited; all processes of a run must agree on that
+    [record] = broadcast_object_list([_recorded(config, path)])
+    if record is not None:
+        return record
     cache = Path(config.paths.cache)
 
     method, budget = config.method, None
@@ -78,8 +99,9 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         model_origin["start_from"] = start_from(Path(config.start_from), method, model)
 
     task = task.with_tokenizer(tokenizer)
-    train_rows = task.encode(data.train, cache / "encoded", training=True)
-    evaluation_rows = task.encode(data.evaluation, cache / "encoded", training=False)
+    with accelerator.main_process_first():  # the others find its encoded rows in the cache
+        train_rows = task.encode(data.train, cache / "encoded", training=True)
+        evaluation_rows = task.encode(data.evaluation, cache / "encoded", training=False)
     collate = task.collator(training=True)
     caches = _prefix_caches(config, model, task, train_rows, evaluation_rows)
     evaluator = Evaluator(
@@ -95,7 +117,8 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         config.trainer.save_adapter,
         caches["evaluation"],
     )
-    _start_logging(config)
+    if accelerator.is_main_process:
+        _start_logging(config)
     trainer = Trainer(
         config.trainer,
         config.optimizer,
@@ -104,9 +127,9 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         config.logger.log,
         method,
         caches["training"],
-        Checkpoints(_checkpoint_folder(config, path), config.checkpoint),
+        Checkpoints(_checkpoint_folder(config, path), config.checkpoint, config.resume == "auto"),
     )
-    torch.manual_seed(seeds["dropout"])
+    torch.manual_seed(seeds["dropout"] + accelerator.process_index)
     trainer.fit(model, task, head_names(model), train_rows, collate, seeds["order"], evaluator)
 
     record = _make_record(config, overrides, data, model, model_origin, trainer, evaluator)
@@ -123,7 +146,8 @@ def run(config: Config, overrides: list[str]) -> dict[str, Any]:
         _say(config, evaluator, path)
         assert trainer.checkpoints is not None
         trainer.checkpoints.clear()
-    config.logger.finish(record)
+        config.logger.finish(record)
+    accelerator.wait_for_everyone()
     return record
 
 
@@ -211,7 +235,7 @@ def _make_record(
         "seed": config.seed,
         "seeds": config.seeds.filled(config.seed),
         "hashes": {
-            "config": records.config_hash(plain(config)),
+            "config": records.config_hash(identity(config)),
             "code": records.code_hash(),
             "data": sha256_of_text("".join(origin.sha256 for origin in data.provenance))[:12],
         },
@@ -239,6 +263,7 @@ def _make_record(
             **records.peak_memory(device),
             "evaluation_seconds": evaluator.seconds,
             "resumed_at": trainer.resumed_at,
+            "halved_at": trainer.halved_at,
             "cached_blocks": 0 if trainer.prefix is None else len(trainer.prefix.prefix.blocks),
         },
         "flags": [

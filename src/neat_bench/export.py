@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from neat_bench.config import Config, build, compose, plain
+from neat_bench.config import Config, build, compose, identity
 from neat_bench.errors import InputError
 from neat_bench.files import write_folder_whole
 from neat_bench.results.record import config_hash
@@ -22,7 +22,7 @@ def config_of(path: Path, config_dirs: list[str]) -> tuple[Config, dict[str, Any
     except ValueError as error:
         raise InputError(str(error)) from None
     config = build(compose(record["overrides"], config_dirs))
-    if config_hash(plain(config)) != record["hashes"]["config"]:
+    if config_hash(identity(config)) != record["hashes"]["config"]:
         raise InputError(
             f"{path}: the configs have changed since that run ({' '.join(record['overrides'])}); check out commit "
             f"{record['environment']['code']['commit']}"

@@ -1,12 +1,50 @@
 """Files written whole or not at all, and their hashes."""
 
+from __future__ import annotations
+
 import hashlib
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neat_bench.errors import InputError
+
+if TYPE_CHECKING:
+    from filelock import SoftFileLease
+
+# a holder that shows no life for so long is taken for dead; on its own machine its death is seen at once
+LEASE_SECONDS = 120.0
+
+
+def lease_of(path: Path) -> SoftFileLease:
+    """Return the claim, not yet taken, to be the one process that produces `path`; it is a file beside it.
+
+    It needs nothing of the file system but that creation is exclusive, so it holds between machines.
+    """
+    from filelock import SoftFileLease
+
+    return SoftFileLease(path.with_suffix(".lock"), lease_duration=LEASE_SECONDS)
+
+
+@contextmanager
+def alone_at(path: Path) -> Iterator[None]:
+    """Be the one process that produces `path`; wait, and say so, while another one is."""
+    from filelock import Timeout
+
+    lease = lease_of(path)
+    try:
+        lease.acquire(timeout=0)
+    except Timeout:
+        print(f"process {lease.pid} is at this run ({lease.lock_file}): waiting for its end", file=sys.stderr)
+        lease.acquire(poll_interval=0.5)
+    try:
+        yield
+    finally:
+        lease.release()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,35 +1,32 @@
 """A sweep: every job in its own process, one a device; finished runs are skipped, failures do not spread.
 
-submitit runs the processes: its local executor behind a queue of devices here, Slurm on a cluster.
+Two sweeps may work on one results folder: each takes the jobs that no other process is at.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import SoftFileLease, Timeout
 from omegaconf import DictConfig, open_dict
 
-from neat_bench.config import Config, LauncherSettings, build, compose
+from neat_bench.config import Config, LauncherSettings, build
 from neat_bench.errors import InputError
-from neat_bench.experiment import path_of, run
-from neat_bench.results.store import read_record, stored
+from neat_bench.experiment import path_of
+from neat_bench.files import lease_of
+from neat_bench.launchers import Handle, submitter
+from neat_bench.results.store import FAILED, read_record, stored, write_failure
 
 POLL_SECONDS = 0.2
+GRACE_SECONDS = 60  # for the running jobs to save when a sweep is interrupted
 RECORDED, ALREADY_RECORDED = "recorded", "already recorded"
-
-
-def run_job(overrides: list[str], config_dirs: list[str]) -> str | None:
-    """Run one job in this process; return the line that says what was wrong with the input, if anything."""
-    try:
-        run(build(compose(overrides, config_dirs)), overrides)
-    except InputError as error:
-        return str(error)
-    return None
 
 
 @dataclass
@@ -39,17 +36,34 @@ class Job:
     overrides: list[str]
     config: Config
     path: Path
-    process: Any = None
+    lease: SoftFileLease
+    process: Handle | None = None
     device: int | None = None
-    started: float = 0.0
     outcome: str = ""  # RECORDED, ALREADY_RECORDED or what went wrong
     shown: int = field(default=0, repr=False)
+    seen_failure: int | None = field(default=None, repr=False)
 
     @property
     def title(self) -> str:
         """Method, data set, model and seed."""
         config = self.config
         return f"{config.method.name}  {config.dataset.name}  {config.model.name}  seed {config.seed}"
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its record is there and is not to be repeated."""
+        return not self.config.rerun and stored(self.path) is not None
+
+    def is_free(self) -> bool:
+        """Say whether no living process is at this run; a dead one's claim is cleared away."""
+        if not self.path.parent.is_dir():
+            return True
+        try:
+            self.lease.acquire(timeout=0)
+        except Timeout:
+            return False
+        self.lease.release()
+        return True
 
     @property
     def failed(self) -> bool:
@@ -65,31 +79,49 @@ def plan(job_overrides: Sequence[Sequence[str]], composed: Sequence[DictConfig])
             job_config.pop("hydra")
         config = build(job_config)
         path = path_of(config)
-        jobs.setdefault(path, Job(list(overrides), config, path))
+        jobs.setdefault(path, Job(list(overrides), config, path, lease_of(path)))
     return list(jobs.values())
 
 
 def run_sweep(jobs: list[Job], config_dirs: list[str]) -> None:
     """Run all jobs, show their progress, print a summary; raises InputError if any failed."""
-    settings = jobs[0].config.launcher
     waiting = []
     for job in jobs:
-        if stored(job.path) is not None and not job.config.rerun:
+        if job.recorded:
             job.outcome = ALREADY_RECORDED
         else:
             waiting.append(job)
     print(f"{len(jobs)} jobs, {len(jobs) - len(waiting)} already recorded (rerun=true repeats them)", flush=True)
+    if waiting:
+        with _interruptible():
+            _work(waiting, config_dirs)
+    _summarise(jobs)
+
+
+def _work(waiting: list[Job], config_dirs: list[str]) -> None:
+    """Run the jobs; on an interruption tell those that run to save, and wait for them."""
+    settings = waiting[0].config.launcher
+    submit = submitter(waiting[0].config)
     devices: list[int | None] = list(_devices(settings))
     running: list[Job] = []
-    total, number = len(waiting), 0
+    total, number, said = len(waiting), 0, False
     try:
         while waiting or running:
-            while waiting and (devices or settings.name == "slurm"):
-                job = waiting.pop(0)
+            while waiting and (devices or settings.name != "local"):
+                job = next((job for job in waiting if job.is_free()), None)
+                if job is None:
+                    if not said:
+                        print(f"{len(waiting)} jobs are with other processes: waiting for them", flush=True)
+                        said = True
+                    break
+                waiting.remove(job)
                 number += 1
+                if job.recorded:  # by another sweep, meanwhile
+                    job.outcome = ALREADY_RECORDED
+                    continue
                 job.device = devices.pop(0) if settings.name == "local" else None
-                job.process = _submit(job, settings, config_dirs)
-                job.started = time.monotonic()
+                job.seen_failure = _time_of(job.path.with_suffix(FAILED))
+                job.process = submit(job.overrides, config_dirs, job.device)
                 running.append(job)
                 print(f"[{number}/{total}] {job.title}", flush=True)
             for job in [job for job in running if _ended(job)]:
@@ -98,10 +130,41 @@ def run_sweep(jobs: list[Job], config_dirs: list[str]) -> None:
                     devices.append(job.device)
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        for job in running:
-            job.process.cancel()
+        _stop(running)
         raise
-    _summarise(jobs)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C inside."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(running: list[Job]) -> None:
+    """Let the running jobs save and end; whatever is left after a while, or at a second Ctrl-C, is killed."""
+    print(f"interrupted: {len(running)} running jobs save a checkpoint (Ctrl-C again: kill them)", flush=True)
+    processes = [job.process for job in running if job.process is not None]
+    for process in processes:
+        process.stop()
+    until = time.monotonic() + GRACE_SECONDS
+    try:
+        while time.monotonic() < until and not all(process.done() for process in processes):
+            time.sleep(POLL_SECONDS)
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _time_of(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _devices(settings: LauncherSettings) -> Sequence[int | None]:
@@ -113,47 +176,25 @@ def _devices(settings: LauncherSettings) -> Sequence[int | None]:
     return [index % gpus if gpus else None for index in range(count)]
 
 
-def _submit(job: Job, settings: LauncherSettings, config_dirs: list[str]) -> Any:
-    """Start a job through submitit and return its handle."""
-    import submitit
-
-    folder = Path(job.config.paths.logs) / "jobs"
-    executor = submitit.AutoExecutor(folder=folder, cluster=settings.name)
-    options: dict[str, Any] = {"timeout_min": round(settings.hours * 60), "name": "neat_bench"}
-    if settings.name == "slurm":
-        options |= {
-            "gpus_per_node": settings.gpus,
-            "cpus_per_task": settings.cpus,
-            "mem_gb": settings.memory_gb,
-        }
-        if settings.partition:
-            options["slurm_partition"] = settings.partition
-    elif job.device is not None:
-        options |= {"gpus_per_node": 1, "local_visible_gpus": (job.device,)}
-    executor.update_parameters(**options)
-    return executor.submit(run_job, job.overrides, config_dirs)
-
-
 def _ended(job: Job) -> bool:
     """Show what the job has printed since the last look; if it has ended, note its outcome."""
+    assert job.process is not None
     done = job.process.done()
-    log = Path(job.process.paths.stdout)
-    if log.exists():
-        text = log.read_text(errors="replace")
-        for line in text[job.shown :].splitlines():
-            if line.strip() and not line.startswith("submitit"):
-                print(f"    {line}", flush=True)
-        job.shown = len(text)
+    text = job.process.printed()
+    for line in text[job.shown :].splitlines():
+        if line.strip() and not line.startswith("submitit"):
+            print(f"    {line}", flush=True)
+    job.shown = len(text)
     if not done:
         return False
-    error = job.process.exception()
-    if error is None:
-        job.outcome = job.process.result() or RECORDED
-    else:
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        job.outcome = f"{last} (traceback: {job.process.paths.stderr})"
-    if job.failed:
-        print(f"    failed: {job.outcome}", file=sys.stderr, flush=True)
+    problem = job.process.problem()
+    job.outcome = RECORDED if problem is None else problem
+    job.process = None  # with what it keeps open
+    failure = job.path.with_suffix(FAILED)
+    if problem is not None:
+        if _time_of(failure) == job.seen_failure:  # it died without a word
+            write_failure(job.path, job.overrides, problem)
+        print(f"    failed: {problem} ({failure})", file=sys.stderr, flush=True)
     return True
 
 
@@ -162,7 +203,7 @@ def _summarise(jobs: list[Job]) -> None:
     print("\nsummary")
     for job in jobs:
         if job.failed:
-            print(f"  FAILED  {job.title}: {job.outcome}")
+            print(f"  FAILED  {job.title}: {job.outcome} (traceback: {job.path.with_suffix(FAILED)})")
             continue
         record = read_record(job.path)
         result = record["results"][job.config.protocol.name][record["metric"]]

@@ -161,9 +161,9 @@ def test_a_signal_is_heeded_after_the_step_and_the_next_run_goes_on(tiny_overrid
     assert_same(outcome(stopped), outcome(whole))
 
 
-def test_resume_false_starts_anew_and_keep_leaves_them(tiny_overrides, tmp_path, killed_at):
+def test_resume_never_starts_anew_and_keep_leaves_them(tiny_overrides, tmp_path, killed_at):
     killed_at([5])
-    config = config_of(tiny_overrides, tmp_path, "checkpoint.resume=false", "checkpoint.keep=true")
+    config = config_of(tiny_overrides, tmp_path, "resume=never", "checkpoint.keep=true")
     with pytest.raises(Killed):
         run(config, [])
     run(config, [])

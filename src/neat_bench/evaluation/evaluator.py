@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -27,8 +28,6 @@ from neat_bench.training.prefix import PrefixCache
 class Predicts(Protocol):
     """The part of a task that evaluation needs."""
 
-    @property
-    def padding(self) -> float: ...  # noqa: D102
     def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...  # noqa: D102
     def decide(self, outputs: list[np.ndarray], rows: Any) -> Predictions: ...  # noqa: D102
 
@@ -64,9 +63,10 @@ class Evaluator:
         self.accelerator, self.keep_state, self.prefix = accelerator, keep_state, prefix
         self.functions = {name: load_metric(name) for name in metrics}
         # longest first: no batch mixes lengths, and a lack of memory shows at once
-        order = np.argsort(-np.asarray(rows["length"]), kind="stable")
-        loader = DataLoader(rows.select(order), batch_size=batch_size, collate_fn=collate)
-        self.loader = accelerator.prepare_data_loader(loader)
+        order = np.argsort(-np.asarray(rows["length"]), kind="stable").tolist()
+        batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+        share = batches[accelerator.process_index :: accelerator.num_processes]
+        self.loader = DataLoader(rows, batch_sampler=share, collate_fn=collate)
         self.history: list[Scores] = []
         self.predictions: dict[int, Predictions] = {}
         self.best_state: dict[str, Tensor] = {}
@@ -75,20 +75,20 @@ class Evaluator:
     @torch.no_grad()
     def predict(self, model: nn.Module) -> Predictions:
         """Return the predictions for every item, in the order of the rows, from merged weights."""
-        outputs: list[np.ndarray] = [np.empty(0)] * len(self.rows)
+        found: list[tuple[int, np.ndarray]] = []
         model.eval()
         merge(model)
-        progress = tqdm(self.loader, desc="evaluating", leave=False, disable=not sys.stderr.isatty())
+        visible = sys.stderr.isatty() and self.accelerator.is_main_process
         try:
-            for batch in progress:
+            for rows in tqdm(self.loader, desc="evaluating", leave=False, disable=not visible):
+                batch = send_to_device(rows, self.accelerator.device)
                 with nullcontext() if self.prefix is None else self.prefix.reusing(batch):
                     outputs_of_batch = self.task.predict(model, batch)
-                found = self.accelerator.pad_across_processes(outputs_of_batch, dim=1, pad_index=self.task.padding)
-                gathered, where = self.accelerator.gather_for_metrics((found, batch["id"]))
-                for item, output in zip(where.tolist(), gathered.cpu().numpy(), strict=True):
-                    outputs[item] = output
+                found += zip(rows["id"].tolist(), outputs_of_batch.cpu().numpy(), strict=True)
         finally:
             unmerge(model)
+        gathered = dict(gather_object(found))
+        outputs = [gathered[item] for item in range(len(self.rows))]
         return self.task.decide(outputs, self.rows)
 
     def _by_set(self, items: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -15,6 +15,7 @@ from neat_bench.methods.adapted import AdaptedMap, layers_of
 from neat_bench.methods.base import Method, keeps_statistics
 from neat_bench.methods.hidden import HiddenEdit
 from neat_bench.models.roles import head_names
+from neat_bench.secrets import redacted
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 
@@ -43,7 +44,7 @@ def save_state(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -
     from safetensors.torch import save_file
 
     write_whole(folder / WEIGHTS, lambda path: save_file(state, path))
-    text = json.dumps(config, indent=2, sort_keys=True)
+    text = json.dumps(redacted(config), indent=2, sort_keys=True)
     write_whole(folder / CONFIG, lambda path: path.write_text(text + "\n"))
 
 

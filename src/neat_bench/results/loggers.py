@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neat_bench.errors import InputError, nearest
+from neat_bench.secrets import redacted
 
 MODES = ("auto", "online", "offline")
 
@@ -82,7 +83,7 @@ class WandB(Logger):
         self._run = self._try(
             "init",
             project=self.project, entity=self.entity, mode=mode, dir=folder,
-            name=run, group=group, tags=[*tags, *self.tags], config=config,
+            name=run, group=group, tags=[*tags, *self.tags], config=redacted(config),
         )  # fmt: skip
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -93,5 +94,5 @@ class WandB(Logger):
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary and close the run."""
         if self._run is not None:
-            self._run.summary.update(summary)
+            self._run.summary.update(redacted(summary))
             self._try("finish")

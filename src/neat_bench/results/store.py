@@ -1,7 +1,8 @@
 """Where records live, and how they are written and read.
 
 results/runs/<suite>/<task>/<model>/<method>/<config hash>/seed<k>.json, beside it
-seed<k>.items.parquet (one row a test item) and, if asked for, seed<k>.adapter/.
+seed<k>.items.parquet (one row a test item) and, if asked for, seed<k>.adapter/. A sweep's job that failed leaves
+seed<k>.failed.txt there until it succeeds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import pandas as pd
 
 from neat_bench.files import write_whole
 from neat_bench.results.record import SCHEMA
+from neat_bench.secrets import redacted, redacted_text
+
+FAILED = ".failed.txt"
 
 REQUIRED = ("schema", "source", "names", "config", "hashes", "seed", "results", "parameters", "cost")
 
@@ -28,8 +32,15 @@ def record_path(results: Path, suite: str, task: str, model: str, method: str, c
 def write_record(path: Path, record: dict[str, Any], items: pd.DataFrame) -> None:
     """Write items, then the record, each whole or not at all: a record always has its items."""
     write_whole(path.with_suffix(".items.parquet"), lambda beside: items.to_parquet(beside, index=False))
-    text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps(redacted(record), indent=1, sort_keys=True, allow_nan=False)
     write_whole(path, lambda beside: beside.write_text(text + "\n"))
+    path.with_suffix(FAILED).unlink(missing_ok=True)
+
+
+def write_failure(path: Path, overrides: list[str], traceback: str) -> None:
+    """Leave, where a run's record would be, what it was told and the traceback it ended with."""
+    text = redacted_text(f"{' '.join(overrides)}\n\n{traceback.rstrip()}\n")
+    write_whole(path.with_suffix(FAILED), lambda beside: beside.write_text(text))
 
 
 def read_record(path: Path) -> dict[str, Any]:

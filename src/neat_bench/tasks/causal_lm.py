@@ -47,11 +47,6 @@ class CausalLM:
 
     predicts_in_one_pass = False  # generation takes many, and by likelihood an item has several rows
 
-    @property
-    def padding(self) -> int:
-        """What fills the generated tokens of a shorter batch."""
-        return self.tokenizer.pad_token_id if self.spec.scoring == "generation" else 0
-
     def _prompt(self, row: dict[str, Any]) -> str:
         return self.spec.chosen_template.prompt(row["instruction"], row["input"])
 

@@ -22,7 +22,6 @@ class ClassificationTask:
     data: Data
     tokenizer: Any = None
 
-    padding = 0.0  # outputs of all items have one width
     predicts_in_one_pass = True  # of the rows as they are
 
     def with_tokenizer(self, tokenizer: Any) -> Self:

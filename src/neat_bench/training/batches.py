@@ -19,13 +19,16 @@ class LengthBucketedBatches(Sampler[list[int]]):
 
     Rows are shuffled, cut into pools of 50 optimizer steps, sorted by length within a pool, cut into
     optimizer steps of batch_size x accumulation rows, and the steps are shuffled again; a step is then
-    cut into micro-batches. So accumulation changes neither the rows of a step nor their order. The order
-    is a function of (seed, epoch) alone.
+    cut into micro-batches, and a micro-batch into the shares of `processes`, of which this is number `process`. So
+    neither accumulation nor processes change a step's rows or the order of steps, which (seed, epoch) alone decides.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, accumulation: int, seed: int) -> None:
+    def __init__(
+        self, lengths: list[int], batch_size: int, accumulation: int, seed: int, process: int = 0, processes: int = 1
+    ) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size, self.step_size, self.seed = batch_size, batch_size * accumulation, seed
+        self.process, self.processes = process, processes
         self.epoch, self.skipped = 0, 0
 
     def start_epoch(self, epoch: int, skipped: int = 0) -> None:
@@ -57,10 +60,20 @@ class LengthBucketedBatches(Sampler[list[int]]):
         for index in generator.permutation(len(steps))[self.skipped :]:
             yield steps[index].tolist()
 
+    def micro_batches(self, step: list[int]) -> Iterator[tuple[list[int], bool]]:
+        """Yield this process's rows of each micro-batch of a step, and whether they count.
+
+        A process without a share takes a row that does not count: all processes must take part in every step.
+        """
+        for at in range(0, len(step), self.batch_size):
+            whole = step[at : at + self.batch_size]
+            share = whole[self.process :: self.processes]
+            yield share or whole[:1], bool(share)
+
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.step_batches():
-            for at in range(0, len(step), self.batch_size):
-                yield step[at : at + self.batch_size]
+            for rows, _ in self.micro_batches(step):
+                yield rows
 
 
 class SeededRows(Dataset):

@@ -23,7 +23,8 @@ from neat_bench.training.settings import CheckpointSettings
 
 TENSORS, FACTS = "state.safetensors", "progress.json"
 KEPT = 2  # the newest, and one to fall back on
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is Slurm's warning before the time limit
+# the last two warn of a time limit or a preemption: Slurm's usual one, and submitit's
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Checkpoints:
 
     folder: Path
     settings: CheckpointSettings
+    resume: bool = True
     stopped_by: int | None = field(default=None, init=False)
 
     def due(self, step: int) -> bool:
@@ -56,8 +58,11 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def newest(self) -> Snapshot | None:
-        """Return the newest whole checkpoint, None where there is none; a damaged one is named on stderr."""
-        if not self.settings.resume:
+        """Return the newest whole checkpoint, None where there is none; a damaged one is named on stderr.
+
+        Without `resume` the old ones are removed.
+        """
+        if not self.resume:
             shutil.rmtree(self.folder, ignore_errors=True)
         for folder in self._steps():
             try:
@@ -92,7 +97,7 @@ class Checkpoints:
 
     @contextmanager
     def heeding_signals(self) -> Iterator[None]:
-        """Note SIGTERM, SIGINT and SIGUSR1 inside rather than die of them; a second SIGINT ends the process at once."""
+        """Note signals inside rather than die of them; a second SIGINT ends the process at once."""
 
         def note(number: int, _: Any) -> None:
             if number == signal.SIGINT and self.stopped_by is not None:

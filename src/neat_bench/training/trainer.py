@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, gather_object, send_to_device
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, send_to_device
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -39,6 +39,7 @@ from neat_bench.training.optimizers import Optimizer
 from neat_bench.training.prefix import PrefixCache
 from neat_bench.training.schedules import Schedule
 from neat_bench.training.settings import PRECISIONS, TrainerSettings
+from neat_bench.training.timing import Timing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,51 +59,22 @@ class Loss(Protocol):
 Evaluate = Callable[[nn.Module, int, int, float | None], tuple[dict[str, float], float]]
 
 
-@dataclass
-class Timing:
-    """What training cost: seconds of training (data waiting in, evaluation out), steps, items and input tokens."""
-
-    seconds: float = 0.0
-    steps: int = 0
-    items: int = 0
-    tokens: int = 0
-    _since: float = 0.0
-
-    def start(self) -> None:
-        """Start the clock; what passed since the last lap does not count."""
-        self._since = time.perf_counter()
-
-    def lap(self) -> None:
-        """Count the time since the last start or lap; the device's queue must be empty."""
-        now = time.perf_counter()
-        self.seconds, self._since = self.seconds + now - self._since, now
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the counts and the rates made of them."""
-        seconds = max(self.seconds, 1e-9)
-        return {
-            "train_seconds": self.seconds,
-            "steps": self.steps,
-            "items": self.items,
-            "tokens": self.tokens,
-            "seconds_per_step": self.seconds / max(self.steps, 1),
-            "items_per_second": self.items / seconds,
-            "tokens_per_second": self.tokens / seconds,
-        }
-
-
 def make_accelerator(settings: TrainerSettings) -> Accelerator:
-    """Return accelerate's view of device, precision and processes; batches are split over processes.
+    """Return accelerate's view of device, precision and processes.
 
-    Raises InputError for a precision that the device does not have.
+    Raises InputError for a precision that the device does not have, and for what several processes cannot do.
     """
     if settings.precision == "fp16" and (settings.device == "cpu" or not torch.accelerator.is_available()):
         raise InputError("trainer.precision=fp16 needs a GPU: use bf16 or fp32 on a CPU")
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=PRECISIONS[settings.precision],
         cpu=settings.device == "cpu",
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        # a frozen or skipped part of a model has parameters without a gradient
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if accelerator.num_processes > 1 and settings.on_oom == "halve":
+        raise InputError("trainer.on_oom=halve works in one process: with several, choose a smaller trainer.batch_size")
+    return accelerator
 
 
 def compile_model(model: nn.Module, **options: Any) -> None:
@@ -114,8 +86,15 @@ def compile_model(model: nn.Module, **options: Any) -> None:
 
 @dataclass
 class _Run:
-    """Where the loop stands, beside its counts in Timing."""
+    """What moves while a model trains, beside the counts in Timing."""
 
+    model: nn.Module
+    optimizer: Any
+    schedule: Any
+    sampler: LengthBucketedBatches
+    evaluate: Any
+    total: int  # optimizer steps in all
+    maps: list[AdaptedMap]
     loss_sum: Tensor  # of the present epoch
     loss_steps: int = 0
     best: float = -math.inf
@@ -136,6 +115,7 @@ class Trainer:
     checkpoints: Checkpoints | None = None
     timing: Timing = field(default_factory=Timing)
     resumed_at: list[int] = field(default_factory=list)
+    halved_at: list[dict[str, int]] = field(default_factory=list)
 
     def fit(
         self,
@@ -150,19 +130,22 @@ class Trainer:
         """Train; `head` names the parameters that take the head's learning rate.
 
         A model without trainable parameters is only evaluated. With checkpoints, it goes on from the newest one.
-        Raises InputError when the loss is not finite, StoppedBySignal after the checkpoint that a signal asks for.
+        Raises InputError when the loss is not finite and when memory runs out, StoppedBySignal after the checkpoint
+        that a signal asks for.
         """
         settings, accelerator = self.settings, self.accelerator
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            metrics, _ = evaluate(accelerator.unwrap_model(accelerator.prepare(model)), -1, 0, None)
+            metrics, _ = evaluate(model.to(accelerator.device), -1, 0, None)
             self.log({f"eval/{name}": value for name, value in metrics.items()}, 0)
             return
-        sampler = LengthBucketedBatches(rows["length"], settings.batch_size, settings.accumulation, order_seed)
+        batches = rows["length"], settings.batch_size, settings.accumulation, order_seed
+        sampler = LengthBucketedBatches(*batches, accelerator.process_index, accelerator.num_processes)
         seeded = SeededRows(rows.with_format(None), order_seed)
-        loader = DataLoader(seeded, batch_sampler=sampler, collate_fn=collate, **self._workers())
         snapshot = None if self.checkpoints is None else self.checkpoints.newest()
         if snapshot is None:
-            self._prepare(model, task, loader)
+            # every process looks at the same whole batches
+            self._prepare(model, task, DataLoader(seeded, batch_sampler=LengthBucketedBatches(*batches),
+                                                  collate_fn=collate))  # fmt: skip
         else:
             put_state(snapshot.under("model"), self.method, model, "the checkpoint")
         if settings.compile:
@@ -173,105 +156,133 @@ class Trainer:
             total = min(total, settings.max_steps)
             epochs = math.ceil(total / sampler.steps)
         schedule = self.schedule.build(optimizer, total)
-        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-        progress = tqdm(total=total, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        run = _Run(torch.zeros((), device=accelerator.device))
+        model, optimizer = accelerator.prepare(model, optimizer)
+        # the sampler has cut the batches into the processes' shares; accelerate only moves them
+        loader = prepare_data_loader(
+            DataLoader(seeded, batch_sampler=sampler, collate_fn=collate, **self._workers()),
+            accelerator.device, num_processes=1, process_index=0, put_on_device=True,
+        )  # fmt: skip
+        nothing = torch.zeros((), device=accelerator.device)
+        maps = list(adapted_maps(model, AdaptedMap))
+        run = _Run(model, optimizer, schedule, sampler, evaluate, total, maps, nothing)
         if snapshot is not None:
-            self._restore(snapshot, run, optimizer, schedule, evaluate)
-        first_epoch, skipped = divmod(self.timing.steps, sampler.steps)
-        progress.update(self.timing.steps)
-        self.timing.start()
+            self._restore(snapshot, run)
         with nullcontext() if self.checkpoints is None else self.checkpoints.heeding_signals():
-            for epoch in range(first_epoch, epochs):
-                sampler.start_epoch(epoch, skipped)
-                seeded.epoch = epoch
-                self._set_training(model)
-                if not skipped:
-                    run.loss_sum, run.loss_steps = torch.zeros_like(run.loss_sum), 0
-                for micro_batches in self._optimizer_steps(loader, sampler, snapshot):
-                    loss, norm = self._step(model, task, optimizer, micro_batches, total)
-                    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-                    schedule.step()
-                    run.loss_sum, run.loss_steps = run.loss_sum + loss, run.loss_steps + 1
-                    step = self.timing.steps
-                    progress.update()
-                    if step % settings.log_every == 0 or step == total:
-                        self._report(run.loss_sum / run.loss_steps, norm, rates, progress)
-                    at_end = step == total
-                    if at_end or (settings.evaluate_every is not None and step % settings.evaluate_every == 0) or (
-                        settings.evaluate_every is None and step % sampler.steps == 0
-                    ):  # fmt: skip
-                        train_loss = self._finite(run.loss_sum / run.loss_steps)
-                        self.timing.lap()
-                        metrics, score = evaluate(accelerator.unwrap_model(model), epoch, step, train_loss)
-                        self._set_training(model)
-                        self.timing.start()
-                        self.log({f"eval/{name}": value for name, value in metrics.items()}, step)
-                        self._say(progress, epoch, epochs, train_loss, metrics)
-                        run.waited = 0 if score > run.best else run.waited + 1
-                        run.best = max(run.best, score)
-                        if at_end or (settings.patience is not None and run.waited >= settings.patience):
-                            progress.close()
-                            return
-                    self._checkpoint(model, run, optimizer, schedule, evaluate)
-                skipped, snapshot = 0, None
+            self._loop(run, task, loader, seeded, epochs, snapshot)
+        for name in ("items", "tokens"):
+            setattr(self.timing, name, sum(gather_object([getattr(self.timing, name)])))
 
-    def _checkpoint(self, model: nn.Module, run: _Run, optimizer: Any, schedule: Any, evaluate: Any) -> None:
+    def _loop(
+        self, run: _Run, task: Loss, loader: DataLoader, seeded: SeededRows, epochs: int, snapshot: Snapshot | None
+    ) -> None:
+        """Step, report, evaluate and save, from where the run stands to its end."""
+        settings, sampler = self.settings, run.sampler
+        first_epoch, skipped = divmod(self.timing.steps, sampler.steps)
+        visible = sys.stderr.isatty() and self.accelerator.is_main_process
+        progress = tqdm(total=run.total, initial=self.timing.steps, unit="step", disable=not visible,
+                        dynamic_ncols=True)  # fmt: skip
+        self.timing.start()
+        for epoch in range(first_epoch, epochs):
+            sampler.start_epoch(epoch, skipped)
+            seeded.epoch = epoch
+            self._set_training(run.model)
+            if not skipped:
+                run.loss_sum, run.loss_steps = torch.zeros_like(run.loss_sum), 0
+            for micro_batches, counted in self._optimizer_steps(loader, sampler, snapshot):
+                loss = self._gradients_or_halve(run, task, micro_batches, counted)
+                if loss is None:
+                    continue
+                rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
+                norm = self._step(run)
+                run.loss_sum, run.loss_steps = run.loss_sum + loss, run.loss_steps + 1
+                step = self.timing.steps
+                progress.update()
+                if step % settings.log_every == 0 or step == run.total:
+                    self._report(self._train_loss(run), norm, rates, progress)
+                if step == run.total or step % (settings.evaluate_every or sampler.steps) == 0:
+                    self._evaluate(run, epoch, epochs, progress)
+                    if step == run.total or (settings.patience is not None and run.waited >= settings.patience):
+                        progress.close()
+                        return
+                self._checkpoint(run)
+            skipped, snapshot = 0, None
+
+    def _evaluate(self, run: _Run, epoch: int, epochs: int, progress: tqdm) -> None:
+        """Evaluate, and note whether the score that early stopping watches has risen."""
+        step, train_loss = self.timing.steps, self._train_loss(run)
+        self.timing.lap()
+        metrics, score = run.evaluate(self.accelerator.unwrap_model(run.model), epoch, step, train_loss)
+        self._set_training(run.model)
+        self.timing.start()
+        self.log({f"eval/{name}": value for name, value in metrics.items()}, step)
+        if self.accelerator.is_main_process:
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            progress.write(f"epoch {epoch + 1}/{epochs}  step {step}  loss {train_loss:.4f}  {shown}")
+        run.waited = 0 if score > run.best else run.waited + 1
+        run.best = max(run.best, score)
+
+    def _checkpoint(self, run: _Run) -> None:
         """Save a checkpoint where one is due; raise StoppedBySignal where a signal asked for it."""
         checkpoints, step = self.checkpoints, self.timing.steps
         if checkpoints is None:
             return
         stopped_by = checkpoints.stopped_by
         if self.accelerator.num_processes > 1:  # all stop at the same step
-            told = torch.tensor(stopped_by is not None, dtype=torch.int, device=self.accelerator.device)
-            anyone = int(self.accelerator.reduce(told, "sum"))
-            if anyone and stopped_by is None:
-                stopped_by = checkpoints.stopped_by = signal.SIGTERM
+            heard = torch.tensor(stopped_by or 0, device=self.accelerator.device)
+            stopped_by = int(self.accelerator.gather(heard).max()) or None
+            checkpoints.stopped_by = stopped_by
         if not checkpoints.due(step):
             return
         self.timing.lap()
-        random = dict(enumerate(gather_object([random_state()])))
+        # what each process has of its own
+        own = gather_object([{"random": random_state(), "timing": self.timing.counts()}])
         if self.accelerator.is_main_process:
-            by_optimizer, optimizer_facts = optimizer_state(optimizer)
-            by_evaluation, evaluation_facts = evaluate.snapshot()
-            tensors = {
-                **{
-                    f"model/{name}": value
-                    for name, value in trained_tensors(self.accelerator.unwrap_model(model)).items()
-                },
-                **{f"optimizer/{name}": value for name, value in by_optimizer.items()},
-                **{f"evaluation/{name}": value for name, value in by_evaluation.items()},
-                **{f"random{rank}/{name}": state for rank, states in random.items() for name, state in states.items()},
-                "run/loss_sum": run.loss_sum,
+            by_optimizer, optimizer_facts = optimizer_state(run.optimizer)
+            by_evaluation, evaluation_facts = run.evaluate.snapshot()
+            parts = {
+                "model": trained_tensors(self.accelerator.unwrap_model(run.model)),
+                "optimizer": by_optimizer,
+                "evaluation": by_evaluation,
+                "run": {"loss_sum": run.loss_sum},
+                **{f"random{process}": each["random"] for process, each in enumerate(own)},
             }
             scaler = self.accelerator.scaler
             facts = {
                 "optimizer": optimizer_facts,
                 "evaluation": evaluation_facts,
-                "schedule": {name: value for name, value in schedule.state_dict().items() if name != "lr_lambdas"},
+                "schedule": {name: value for name, value in run.schedule.state_dict().items() if name != "lr_lambdas"},
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "run": {"loss_steps": run.loss_steps, "best": run.best, "waited": run.waited},
-                "timing": {name: getattr(self.timing, name) for name in ("seconds", "steps", "items", "tokens")},
+                "timing": [each["timing"] for each in own],
+                "batch_size": run.sampler.batch_size,
+                "halved_at": self.halved_at,
                 "resumed_at": self.resumed_at,
             }
+            tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
             checkpoints.save(Snapshot(step, tensors, facts))
         self.accelerator.wait_for_everyone()
         if stopped_by is not None:
             raise StoppedBySignal(stopped_by, step)
         self.timing.start()
 
-    def _restore(self, snapshot: Snapshot, run: _Run, optimizer: Any, schedule: Any, evaluate: Any) -> None:
+    def _restore(self, snapshot: Snapshot, run: _Run) -> None:
         """Put everything but the model and the random states back to what a checkpoint holds."""
         facts = snapshot.facts
-        set_optimizer_state(optimizer, snapshot.under("optimizer"), facts["optimizer"])
-        schedule.load_state_dict(facts["schedule"] | {"lr_lambdas": [None] * len(facts["schedule"]["base_lrs"])})
+        if len(facts["timing"]) != self.accelerator.num_processes:
+            raise InputError(
+                f"the checkpoint is of {len(facts['timing'])} processes, this run has "
+                f"{self.accelerator.num_processes}: give it as many, or start anew with resume=never"
+            )
+        set_optimizer_state(run.optimizer, snapshot.under("optimizer"), facts["optimizer"])
+        run.schedule.load_state_dict(facts["schedule"] | {"lr_lambdas": [None] * len(facts["schedule"]["base_lrs"])})
         if self.accelerator.scaler is not None and facts["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
-        evaluate.restore(snapshot.under("evaluation"), facts["evaluation"])
+        run.evaluate.restore(snapshot.under("evaluation"), facts["evaluation"])
         run.loss_sum = snapshot.tensors["run/loss_sum"].to(run.loss_sum.device)
         run.loss_steps, run.best, run.waited = (facts["run"][name] for name in ("loss_steps", "best", "waited"))
-        for name, value in facts["timing"].items():
+        for name, value in facts["timing"][self.accelerator.process_index].items():
             setattr(self.timing, name, value)
+        run.sampler.batch_size, self.halved_at = facts["batch_size"], facts["halved_at"]
         self.resumed_at = [*facts["resumed_at"], snapshot.step]
 
     def _prepare(self, model: nn.Module, task: Loss, loader: DataLoader) -> None:
@@ -309,61 +320,110 @@ class Trainer:
 
     def _optimizer_steps(
         self, loader: DataLoader, sampler: LengthBucketedBatches, snapshot: Snapshot | None
-    ) -> Iterator[list[dict[str, Tensor]]]:
-        """Yield the micro-batches of an epoch's optimizer steps, from a checkpoint's random state if one is given."""
+    ) -> Iterator[tuple[list[dict[str, Tensor]], list[bool]]]:
+        """Yield the micro-batches of an epoch's optimizer steps, and which of them count for this process.
+
+        They start from a checkpoint's random state if one is given. A step whose consumer changed the sampler's batch
+        size comes again, cut anew.
+        """
         random = {} if snapshot is None else snapshot.under(f"random{self.accelerator.process_index}")
         # a loader draws a number when it starts: in the run that was interrupted before this, or after
         if random and not sampler.skipped:
             set_random_state(random)
-        batches = iter(loader)
-        for index, rows in enumerate(sampler.step_batches()):
-            micro_batches = list(islice(batches, math.ceil(len(rows) / sampler.batch_size)))
-            if random and sampler.skipped and index == 0:
-                set_random_state(random)
-            yield micro_batches
+            random = {}
+        halved = True
+        while halved:
+            halved, size = False, sampler.batch_size
+            batches = iter(loader)
+            for index, rows in enumerate(sampler.step_batches()):
+                counted = [counts for _, counts in sampler.micro_batches(rows)]
+                micro_batches = list(islice(batches, len(counted)))
+                if random:
+                    set_random_state(random)
+                    random = {}
+                yield micro_batches, counted
+                if halved := sampler.batch_size != size:
+                    sampler.skipped += index
+                    break
 
-    def _step(
-        self,
-        model: nn.Module,
-        task: Loss,
-        optimizer: torch.optim.Optimizer,
-        micro_batches: list[dict[str, Tensor]],
-        total_steps: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Take one optimizer step; return its mean loss and gradient norm, both left on the device.
+    def _gradients_or_halve(
+        self, run: _Run, task: Loss, micro_batches: list[dict[str, Tensor]], counted: list[bool]
+    ) -> Tensor | None:
+        """Return the step's mean loss with its gradients in place; None where memory ran out and batches were halved.
 
-        A micro-batch counts by its items (or tokens), so accumulation gives the gradient of one large batch.
+        Raises InputError where memory ran out and trainer.on_oom or the batch's size allows no more.
         """
-        weights = [task.weight(batch) for batch in micro_batches]
-        whole = sum(weights)
-        total = torch.zeros((), device=self.accelerator.device)
-        maps = adapted_maps(model, AdaptedMap)
+        sampler = run.sampler
+        try:
+            return self._gradients(run, task, micro_batches, counted)
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+        finally:  # what the maps keep for the step is of no use after it
+            for adapted in run.maps:
+                adapted.begin(0, 1)
+        micro_batches.clear()
+        run.optimizer.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        if self.settings.on_oom == "fail" or sampler.batch_size == 1:
+            cure = "a smaller dataset.max_length or model" if sampler.batch_size == 1 else "trainer.on_oom=halve"
+            raise InputError(
+                f"out of memory at step {self.timing.steps + 1}, micro-batches of {sampler.batch_size}: set {cure}, "
+                "or trainer.precision=bf16"
+            )
+        sampler.batch_size = math.ceil(sampler.batch_size / 2)
+        self.halved_at.append({"step": self.timing.steps + 1, "batch_size": sampler.batch_size})
+        print(f"out of memory at step {self.timing.steps + 1}: micro-batches of {sampler.batch_size} from here, the "
+              "effective batch stays", file=sys.stderr)  # fmt: skip
+        return None
+
+    def _gradients(self, run: _Run, task: Loss, micro_batches: list[dict[str, Tensor]], counted: list[bool]) -> Tensor:
+        """Add up the gradients of an optimizer step; return its mean loss, left on the device.
+
+        A micro-batch counts by its items (or tokens), so neither accumulation nor processes change the gradient.
+        """
+        accelerator = self.accelerator
+        weights = [task.weight(batch) * counts for batch, counts in zip(micro_batches, counted, strict=True)]
+        whole: int | Tensor = sum(weights)
+        if accelerator.num_processes > 1:  # the processes' gradients are averaged, not added
+            whole = accelerator.reduce(torch.as_tensor(whole, device=accelerator.device), "sum")
+            whole = whole / accelerator.num_processes
+        total = torch.zeros((), device=accelerator.device)
+        tokens = 0
         for index, batch in enumerate(micro_batches):
-            for adapted in maps:
+            for adapted in run.maps:
                 adapted.begin(index, len(micro_batches))
             last = index == len(micro_batches) - 1
             reusing = nullcontext() if self.prefix is None else self.prefix.reusing(batch)
-            with nullcontext() if last else self.accelerator.no_sync(model), reusing:
-                loss = self.method.loss(task, model, batch) * (weights[index] / whole)
-                penalty = self.method.penalty(self.accelerator.unwrap_model(model)) if last else None
+            with nullcontext() if last else accelerator.no_sync(run.model), reusing:
+                loss = self.method.loss(task, run.model, batch) * (weights[index] / whole)
+                penalty = self.method.penalty(accelerator.unwrap_model(run.model)) if last else None
                 loss = loss if penalty is None else loss + penalty
-                self.accelerator.backward(loss)
+                accelerator.backward(loss)
             total += loss.detach()
-            self.timing.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
-        for adapted in maps:  # what was kept for the step is of no use after it
-            adapted.begin(0, 1)
-        clip = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = self.accelerator.clip_grad_norm_(trained, clip)
-        optimizer.step()
-        self.timing.steps += 1
-        self.method.on_step(self.accelerator.unwrap_model(model), self.timing.steps, total_steps)
-        optimizer.zero_grad()
-        self.timing.items += sum(int(batch.get("items", len(batch["labels"]))) for batch in micro_batches)
-        return total, norm
+            tokens += batch["input_ids"].numel() * counted[index] if "input_ids" in batch else 0
+        self.timing.tokens += tokens
+        self.timing.items += sum(
+            int(batch.get("items", len(batch["labels"]))) * counts
+            for batch, counts in zip(micro_batches, counted, strict=True)
+        )
+        return total
 
-    def _finite(self, loss: Tensor) -> float:
-        value = loss.item()
+    def _step(self, run: _Run) -> Tensor:
+        """Take the optimizer step for which the gradients are there; return their norm, left on the device."""
+        clip = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
+        trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+        norm = self.accelerator.clip_grad_norm_(trained, clip)
+        run.optimizer.step()
+        self.timing.steps += 1
+        self.method.on_step(self.accelerator.unwrap_model(run.model), self.timing.steps, run.total)
+        run.optimizer.zero_grad()
+        run.schedule.step()
+        return norm
+
+    def _train_loss(self, run: _Run) -> float:
+        """Return the present epoch's mean training loss over all processes; raises InputError if it is not finite."""
+        value = self.accelerator.reduce(run.loss_sum / run.loss_steps, "mean").item()
         if not math.isfinite(value):
             raise InputError(
                 f"the training loss is {value} at step {self.timing.steps}: lower optimizer.lr (and head_lr), "
@@ -371,9 +431,8 @@ class Trainer:
             )
         return value
 
-    def _report(self, loss: Tensor, norm: Tensor, rates: dict[str, float], progress: tqdm) -> None:
+    def _report(self, value: float, norm: Tensor, rates: dict[str, float], progress: tqdm) -> None:
         """Log loss, gradient norm, learning rates and throughput, and show the loss."""
-        value = self._finite(loss)
         self.timing.lap()
         timing = self.timing.as_dict()
         values = {"train/loss": value, "train/gradient_norm": norm.item()}
@@ -381,9 +440,3 @@ class Trainer:
         values |= {f"train/{name}": timing[name] for name in ("items_per_second", "tokens_per_second")}
         self.log(values, self.timing.steps)
         progress.set_postfix(loss=f"{value:.4f}")
-
-    def _say(self, progress: tqdm, epoch: int, epochs: int, loss: float, metrics: dict[str, float]) -> None:
-        """Print one line an evaluation, on the main process."""
-        if self.accelerator.is_main_process:
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            progress.write(f"epoch {epoch + 1}/{epochs}  step {self.timing.steps}  loss {loss:.4f}  {shown}")
