@@ -27,6 +27,8 @@ from neat_bench.secrets import redacted_text
 
 LONGEST = 200  # characters of an unforeseen error's text
 
+# where Hydra would write, and what it would call, before anything of ours is asked
+FIXED = ("hydra.run.", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir", "hydra.callbacks")
 CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 
 
@@ -89,6 +91,9 @@ def main() -> None:
     """Run what the command line says; exit with 1 and one line where it cannot be done."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
     with _one_line("debug=true" in sys.argv):
+        for argument in sys.argv[1:]:
+            if argument.lstrip("+~").startswith(FIXED):
+                raise InputError(f"{argument.split('=')[0]} is fixed: paths.* say where a run writes")
         _run()
 
 

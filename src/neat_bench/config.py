@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from neat_bench.training.settings import CheckpointSettings, Seeds, TrainerSetti
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LAUNCHERS = ("local", "slurm", "ray")
 RESUMES = ("auto", "never")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 
 
 @dataclass(kw_only=True)
@@ -205,11 +207,21 @@ def build(composed: DictConfig) -> Config:
         parts[name] = value
     for name in ("budget", "start_from"):
         parts[name] = None if values.get(name) is None else str(values[name])
+    for name in ("model", "method"):
+        _check_name(f"{name}.name", parts[name].name)
+    for part in parts["dataset"].name.split("/"):
+        _check_name("dataset.name", part)
     if parts["seed"] < 0:
         raise InputError(f"seed is not negative; got {parts['seed']}")
     if parts["resume"] not in RESUMES:
         raise InputError(f"unknown resume '{parts['resume']}'{nearest(parts['resume'], RESUMES)}")
     return Config(**parts)
+
+
+def _check_name(key: str, name: str) -> None:
+    """Raise InputError for a name that is no plain folder's: it becomes part of the record's path."""
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{key}: '{name}' is not a plain name (letters, digits, _ . + -, not first a sign)")
 
 
 def plain(config: Config) -> dict[str, Any]:

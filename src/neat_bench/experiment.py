@@ -119,6 +119,7 @@ def _train(config: Config, overrides: list[str], path: Path) -> dict[str, Any]:
     )
     if accelerator.is_main_process:
         _start_logging(config)
+    checkpoints = Checkpoints(_checkpoint_folder(config, path), config.checkpoint, config.resume == "auto")
     trainer = Trainer(
         config.trainer,
         config.optimizer,
@@ -127,7 +128,7 @@ def _train(config: Config, overrides: list[str], path: Path) -> dict[str, Any]:
         config.logger.log,
         method,
         caches["training"],
-        Checkpoints(_checkpoint_folder(config, path), config.checkpoint, config.resume == "auto"),
+        checkpoints,
     )
     torch.manual_seed(seeds["dropout"] + accelerator.process_index)
     trainer.fit(model, task, head_names(model), train_rows, collate, seeds["order"], evaluator)
@@ -144,8 +145,7 @@ def _train(config: Config, overrides: list[str], path: Path) -> dict[str, Any]:
             save_state(path.with_suffix(".adapter"), evaluator.best_state, plain(config))
         write_record(path, record, evaluator.items())
         _say(config, evaluator, path)
-        assert trainer.checkpoints is not None
-        trainer.checkpoints.clear()
+        checkpoints.clear()
         config.logger.finish(record)
     accelerator.wait_for_everyone()
     return record

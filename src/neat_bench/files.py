@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 120.0
 
 
-def lease_of(path: Path) -> SoftFileLease:
+def lease_of(path: Path, suffix: str = ".lock") -> SoftFileLease:
     """Return the claim, not yet taken, to be the one process that produces `path`; it is a file beside it.
 
     It needs nothing of the file system but that creation is exclusive, so it holds between machines.
     """
     from filelock import SoftFileLease
 
-    return SoftFileLease(path.with_suffix(".lock"), lease_duration=LEASE_SECONDS)
+    return SoftFileLease(path.with_suffix(suffix), lease_duration=LEASE_SECONDS)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, open_dict
 from neat_bench.config import Config, LauncherSettings, build
 from neat_bench.errors import InputError
 from neat_bench.experiment import path_of
-from neat_bench.files import lease_of
+from neat_bench.files import check_writable, lease_of
 from neat_bench.launchers import Handle, submitter
 from neat_bench.results.store import FAILED, read_record, stored, write_failure
 
@@ -36,7 +36,7 @@ class Job:
     overrides: list[str]
     config: Config
     path: Path
-    lease: SoftFileLease
+    queued: SoftFileLease  # held from submission to end: the job's own process takes some time to make its claim
     process: Handle | None = None
     device: int | None = None
     outcome: str = ""  # RECORDED, ALREADY_RECORDED or what went wrong
@@ -54,16 +54,19 @@ class Job:
         """Whether its record is there and is not to be repeated."""
         return not self.config.rerun and stored(self.path) is not None
 
-    def is_free(self) -> bool:
-        """Say whether no living process is at this run; a dead one's claim is cleared away."""
-        if not self.path.parent.is_dir():
-            return True
+    def reserve(self) -> bool:
+        """Keep other sweeps from this run; return whether no living process was at it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.lease.acquire(timeout=0)
+            self.queued.acquire(timeout=0)
         except Timeout:
             return False
-        self.lease.release()
-        return True
+        try:
+            with lease_of(self.path).acquire(timeout=0):
+                return True
+        except Timeout:
+            self.queued.release()
+            return False
 
     @property
     def failed(self) -> bool:
@@ -79,7 +82,7 @@ def plan(job_overrides: Sequence[Sequence[str]], composed: Sequence[DictConfig])
             job_config.pop("hydra")
         config = build(job_config)
         path = path_of(config)
-        jobs.setdefault(path, Job(list(overrides), config, path, lease_of(path)))
+        jobs.setdefault(path, Job(list(overrides), config, path, lease_of(path, ".queued")))
     return list(jobs.values())
 
 
@@ -101,6 +104,7 @@ def run_sweep(jobs: list[Job], config_dirs: list[str]) -> None:
 def _work(waiting: list[Job], config_dirs: list[str]) -> None:
     """Run the jobs; on an interruption tell those that run to save, and wait for them."""
     settings = waiting[0].config.launcher
+    check_writable(Path(waiting[0].config.paths.results))
     submit = submitter(waiting[0].config)
     devices: list[int | None] = list(_devices(settings))
     running: list[Job] = []
@@ -108,7 +112,7 @@ def _work(waiting: list[Job], config_dirs: list[str]) -> None:
     try:
         while waiting or running:
             while waiting and (devices or settings.name != "local"):
-                job = next((job for job in waiting if job.is_free()), None)
+                job = next((job for job in waiting if job.reserve()), None)
                 if job is None:
                     if not said:
                         print(f"{len(waiting)} jobs are with other processes: waiting for them", flush=True)
@@ -118,6 +122,7 @@ def _work(waiting: list[Job], config_dirs: list[str]) -> None:
                 number += 1
                 if job.recorded:  # by another sweep, meanwhile
                     job.outcome = ALREADY_RECORDED
+                    job.queued.release()
                     continue
                 job.device = devices.pop(0) if settings.name == "local" else None
                 job.seen_failure = _time_of(job.path.with_suffix(FAILED))
@@ -126,6 +131,7 @@ def _work(waiting: list[Job], config_dirs: list[str]) -> None:
                 print(f"[{number}/{total}] {job.title}", flush=True)
             for job in [job for job in running if _ended(job)]:
                 running.remove(job)
+                job.queued.release()
                 if settings.name == "local":
                     devices.append(job.device)
             time.sleep(POLL_SECONDS)
@@ -159,8 +165,10 @@ def _stop(running: list[Job]) -> None:
         while time.monotonic() < until and not all(process.done() for process in processes):
             time.sleep(POLL_SECONDS)
     finally:
-        for process in processes:
-            process.kill()
+        for job in running:
+            if job.process is not None:
+                job.process.kill()
+            job.queued.release()
 
 
 def _time_of(path: Path) -> int | None:

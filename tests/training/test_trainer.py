@@ -32,7 +32,7 @@ class LeastSquares:
         return (model(batch["x"]).squeeze(-1) - batch["labels"].float()).square().mean()
 
 
-def fit(evaluate=None, log=None, lr=0.05, noting=None, **settings):
+def fit(evaluate=None, log=None, lr=0.05, noting=None, task=None, **settings):
     """Train the linear map and return it with its trainer."""
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
@@ -58,7 +58,7 @@ def fit(evaluate=None, log=None, lr=0.05, noting=None, **settings):
         calls.append((epoch, step, train_loss))
         return ({"score": 0.0}, evaluate(step) if evaluate else 0.0)
 
-    trainer.fit(model, LeastSquares(), set(), ROWS, collate, 0, record)
+    trainer.fit(model, task or LeastSquares(), set(), ROWS, collate, 0, record)
     return model, trainer, calls
 
 
@@ -95,6 +95,46 @@ def test_accumulation_equals_one_batch_of_the_same_size():
     differences = torch.cat([accumulated.weight - whole.weight, accumulated.bias[None] - whole.bias[None]], dim=1)
     assert differences.abs().max() < 1e-6
     assert differences.mean().abs() < 1e-6
+
+
+class LittleMemory(LeastSquares):
+    """Has no room for more than `most` items at a time."""
+
+    def __init__(self, most, error):
+        self.most, self.error = most, error
+
+    def loss(self, model, batch):
+        if len(batch["labels"]) > self.most:
+            raise self.error
+        return super().loss(model, batch)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["gpu", "cpu", "python"])
+def test_on_oom_halves_the_micro_batch_and_keeps_the_effective_one(error, capsys):
+    """In the middle of the first step, whose first micro-batches have left gradients behind."""
+    halved, trainer, calls = fit(task=LittleMemory(3, error), batch_size=8, accumulation=2, on_oom="halve")
+    expected, plain, expected_calls = fit(batch_size=2, accumulation=8)
+    torch.testing.assert_close(halved.weight, expected.weight, rtol=0, atol=1e-6)
+    assert [call[2] for call in calls] == pytest.approx([call[2] for call in expected_calls], abs=1e-6)
+    assert trainer.halved_at == [{"step": 1, "batch_size": 4}, {"step": 1, "batch_size": 2}]
+    assert (trainer.timing.items, trainer.timing.steps) == (plain.timing.items, plain.timing.steps)
+    assert "micro-batches of 2 from here" in capsys.readouterr().err
+
+
+def test_a_batch_that_cannot_be_halved_says_so():
+    with pytest.raises(InputError, match=r"out of memory at step 1, micro-batches of 8: set trainer\.on_oom=halve"):
+        fit(task=LittleMemory(3, OUT_OF_MEMORY[0]))
+    with pytest.raises(InputError, match=r"micro-batches of 1: set a smaller dataset\.max_length"):
+        fit(task=LittleMemory(0, OUT_OF_MEMORY[0]), on_oom="halve")
+    with pytest.raises(RuntimeError, match="another matter"):
+        fit(task=LittleMemory(3, RuntimeError("another matter")), on_oom="halve")
 
 
 def test_evaluation_each_epoch_or_every_n_steps():

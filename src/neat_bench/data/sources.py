@@ -71,8 +71,9 @@ def _read_file(path: Path) -> Dataset:
         raise InputError(f"{path} does not exist: correct the path in the data set's `files`")
     try:
         return Dataset(readers[path.suffix](path))
-    except (pyarrow.ArrowException, OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
+    except (pyarrow.ArrowException, OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        reason = str(error).splitlines()[0].replace(str(path), "it")[:100]
+        raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from None
 
 
 def _read_hub(source: HubSource, split: str, offline_cure: str) -> tuple[Dataset, str | None]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from neat_bench.evaluation.metrics import metric as load_metric
 from neat_bench.evaluation.protocols import Scores, apply_protocols
 from neat_bench.methods.adapted import merge, unmerge
-from neat_bench.methods.state import trained_state
+from neat_bench.methods.state import is_sharded, trained_state
 from neat_bench.tasks.predictions import Predictions
 from neat_bench.training.prefix import PrefixCache
 
@@ -65,7 +65,9 @@ class Evaluator:
         # longest first: no batch mixes lengths, and a lack of memory shows at once
         order = np.argsort(-np.asarray(rows["length"]), kind="stable").tolist()
         batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-        share = batches[accelerator.process_index :: accelerator.num_processes]
+        # every process takes equally many, some batches twice if need be: they may have to meet in each
+        turns = range(accelerator.process_index, len(batches) + accelerator.process_index, accelerator.num_processes)
+        share = [batches[turn % len(batches)] for turn in turns]
         self.loader = DataLoader(rows, batch_sampler=share, collate_fn=collate)
         self.history: list[Scores] = []
         self.predictions: dict[int, Predictions] = {}
@@ -74,10 +76,15 @@ class Evaluator:
 
     @torch.no_grad()
     def predict(self, model: nn.Module) -> Predictions:
-        """Return the predictions for every item, in the order of the rows, from merged weights."""
+        """Return the predictions for every item, in the order of the rows, from merged weights.
+
+        A sharded model's weights are nowhere whole; it predicts with its adapters beside them.
+        """
         found: list[tuple[int, np.ndarray]] = []
         model.eval()
-        merge(model)
+        merged = not is_sharded(model)
+        if merged:
+            merge(model)
         visible = sys.stderr.isatty() and self.accelerator.is_main_process
         try:
             for rows in tqdm(self.loader, desc="evaluating", leave=False, disable=not visible):
@@ -86,7 +93,8 @@ class Evaluator:
                     outputs_of_batch = self.task.predict(model, batch)
                 found += zip(rows["id"].tolist(), outputs_of_batch.cpu().numpy(), strict=True)
         finally:
-            unmerge(model)
+            if merged:
+                unmerge(model)
         gathered = dict(gather_object(found))
         outputs = [gathered[item] for item in range(len(self.rows))]
         return self.task.decide(outputs, self.rows)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from neat_bench.errors import InputError
 from neat_bench.files import write_whole
@@ -34,9 +35,15 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether the model's weights lie in parts on several devices (FSDP)."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies on the CPU of what training moves."""
-    return {name: value.to("cpu", copy=True).contiguous() for name, value in trained_tensors(model).items()}
+    """Return copies on the CPU of what training moves; for a sharded model all processes must call it."""
+    whole = {name: v.full_tensor() if isinstance(v, DTensor) else v for name, v in trained_tensors(model).items()}
+    return {name: value.to("cpu", copy=True).contiguous() for name, value in whole.items()}
 
 
 def save_state(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:

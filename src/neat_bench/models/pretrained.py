@@ -79,6 +79,11 @@ class Pretrained:
         if not (self.hub_id or self.path or self.packaged):
             raise InputError("model needs one of hub_id, path or packaged")
 
+    @property
+    def cure(self) -> str:
+        """What to do where the files are there and cannot be read."""
+        return "give model.path another folder" if self.path else "fetch its files anew"
+
     def locate(self, cache: Path) -> tuple[str, dict[str, Any]]:
         """Return what from_pretrained reads, and what the record says about it; `cache` is for conversions.
 
@@ -105,6 +110,7 @@ class Pretrained:
         The head is drawn from torch's global generator: seed it first.
         """
         import transformers
+        from safetensors import SafetensorError
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -123,9 +129,9 @@ class Pretrained:
             auto = getattr(transformers, task.auto_class)
             head = {"num_labels": task.outputs} if task.outputs else {}
             model = auto.from_pretrained(where, **head, **weights)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"cannot load the model {self.name} from {where}: {reason}") from None
+            raise InputError(f"cannot load the model {self.name} from {where}: {reason[:80]}; {self.cure}") from None
         return model, tokenizer, origin
 
     def _quantized(self) -> dict[str, Any]:
@@ -180,6 +186,11 @@ class ConvertedPretrained(Pretrained):
 
     def __post_init__(self) -> None:
         """Accept a config without a source: the package is the source."""
+
+    @property
+    def cure(self) -> str:
+        """What to do where the converted files cannot be read."""
+        return super().cure if self.path else "remove that folder: it is made anew"
 
     def convert(self, source: Path, folder: Path) -> None:
         """Write the model as from_pretrained reads it into an empty folder."""

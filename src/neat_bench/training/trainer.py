@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object, send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from neat_bench.errors import InputError, StoppedBySignal
 from neat_bench.methods.adapted import AdaptedMap, adapted_maps
 from neat_bench.methods.base import Method, set_training
-from neat_bench.methods.state import put_state, trained_tensors
+from neat_bench.methods.state import is_sharded, put_state, trained_tensors
 from neat_bench.training.batches import LengthBucketedBatches, SeededRows
 from neat_bench.training.checkpoint import (
     Checkpoints,
@@ -74,6 +74,12 @@ def make_accelerator(settings: TrainerSettings) -> Accelerator:
     )
     if accelerator.num_processes > 1 and settings.on_oom == "halve":
         raise InputError("trainer.on_oom=halve works in one process: with several, choose a smaller trainer.batch_size")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if settings.accumulation > 1:
+            raise InputError("DeepSpeed takes a step each micro-batch: set trainer.accumulation=1")
+        options = accelerator.state.deepspeed_plugin.deepspeed_config
+        options["train_micro_batch_size_per_gpu"] = math.ceil(settings.batch_size / accelerator.num_processes)
+        options["gradient_clipping"] = settings.clip_norm or 0.0
     return accelerator
 
 
@@ -162,6 +168,11 @@ class Trainer:
             DataLoader(seeded, batch_sampler=sampler, collate_fn=collate, **self._workers()),
             accelerator.device, num_processes=1, process_index=0, put_on_device=True,
         )  # fmt: skip
+        sharded = is_sharded(model) or accelerator.distributed_type == DistributedType.DEEPSPEED
+        if sharded and self.checkpoints is not None:
+            if accelerator.is_main_process:
+                print("warning: weights or optimizer states in parts: this run keeps no checkpoints", file=sys.stderr)
+            self.checkpoints = None
         nothing = torch.zeros((), device=accelerator.device)
         maps = list(adapted_maps(model, AdaptedMap))
         run = _Run(model, optimizer, schedule, sampler, evaluate, total, maps, nothing)
@@ -357,7 +368,7 @@ class Trainer:
         try:
             return self._gradients(run, task, micro_batches, counted)
         except (RuntimeError, MemoryError) as error:
-            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                 raise
         finally:  # what the maps keep for the step is of no use after it
             for adapted in run.maps:
