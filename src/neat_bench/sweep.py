@@ -79,7 +79,7 @@ def plan(job_overrides: Sequence[Sequence[str]], composed: Sequence[DictConfig])
     jobs: dict[Path, Job] = {}
     for overrides, job_config in zip(job_overrides, composed, strict=True):
         with open_dict(job_config):
-            job_config.pop("hydra")
+            job_config.pop("hydra", None)
         config = build(job_config)
         path = path_of(config)
         jobs.setdefault(path, Job(list(overrides), config, path, lease_of(path, ".queued")))
