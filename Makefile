@@ -6,7 +6,7 @@ PINS   := pyproject.toml constraints.txt requirements-packaged.txt
 # The stamp carries the pins' checksum, so a fresh clone beside an installed .venv installs nothing.
 STAMP  := $(VENV)/.installed-$(shell cat $(PINS) | cksum | cut -d' ' -f1)
 
-.PHONY: help install demo test tables bench lint clean
+.PHONY: help install demo test tables bench lint audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ lint: $(STAMP)  ## ruff, mypy and the layer contract
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+audit: $(STAMP)  ## known vulnerabilities of the pinned packages (needs a network, so CI leaves it out)
+	$(PY) -m pip install -q pip-audit
+	$(PY) -m pip_audit -r constraints.txt --no-deps --disable-pip
 
 clean:  ## remove caches and outputs; results and .venv stay
 	rm -rf cache outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -131,9 +131,9 @@ def _expected_class(name: str) -> type:
     return _TARGETS[name]
 
 
-def resolve_target(target: str, key: str) -> type:
+def resolve_target(target: Any, key: str) -> type:
     """Return the dataclass that a `_target_` names; only this package's own are allowed."""
-    module_name, _, class_name = target.rpartition(".")
+    module_name, _, class_name = str(target).rpartition(".")
     if not module_name.startswith("neat_bench."):
         raise InputError(f"{key}._target_: '{target}' is not a class of neat_bench")
     try:
