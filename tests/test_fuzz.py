@@ -65,10 +65,9 @@ def test_any_value_under_any_key_is_taken_or_refused_in_one_line(composed, data)
     assert len(message) < 300
 
 
-WORDS = st.sampled_from(
-    ["method", "method.rank", "trainer.epochs", "seed", "dataset", "hydra.run.dir", "+x", "~method", "paths.results"]
-    + ["optimizer", "model.path", "-m", "--cfg", "experiment", "budget"]
-)
+KEYS = ["method", "method.rank", "trainer.epochs", "seed", "dataset", "hydra.run.dir", "+x", "~method", "optimizer",
+        "paths.results", "model.path", "-m", "--cfg", "experiment", "budget"]  # fmt: skip
+WORDS = st.sampled_from(KEYS)
 
 
 @settings(MANY, max_examples=40)

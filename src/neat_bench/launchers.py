@@ -224,13 +224,9 @@ def _through_ray(config: Config) -> Callable[[list[str], list[str], int | None],
         raise InputError("launcher=ray needs Ray: pip install ray") from None
     settings = config.launcher
     if not ray.is_initialized():
-        # "auto" would raise where no cluster runs; RAY_ADDRESS names one
-        ray.init(
-            num_gpus=None if settings.gpus else 0,
-            log_to_driver=True,
-            include_dashboard=False,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
-        )
+        # a worker on this machine finds this checkout, installed or not
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(CONFIGS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+        ray.init(include_dashboard=False)
     # a worker of its own for each job, which comes again when its machine is taken away
     task = ray.remote(max_calls=1, max_retries=3, num_cpus=settings.cpus, num_gpus=settings.gpus)(_ray_task)
 
