@@ -141,7 +141,7 @@ class Trainer:
         """
         settings, accelerator = self.settings, self.accelerator
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            metrics, _ = evaluate(model.to(accelerator.device), -1, 0, None)
+            metrics, _ = evaluate(accelerator.unwrap_model(accelerator.prepare(model)), -1, 0, None)
             self.log({f"eval/{name}": value for name, value in metrics.items()}, 0)
             return
         batches = rows["length"], settings.batch_size, settings.accumulation, order_seed

@@ -1,0 +1,72 @@
+"""Grids: equal terms, as many settings for each method, the best of them on new seeds."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from neat_bench.config import CONFIGS, build, build_dataclass, compose, plain
+from neat_bench.errors import InputError
+from neat_bench.grid import Grid, Row, run_grid
+from neat_bench.results.selection import validation_score
+from neat_bench.results.tables import TableSpec
+
+NAMES = [path.stem for path in sorted((CONFIGS / "grid").glob("*.yaml"))]
+
+
+def grid_of(name):
+    return build_dataclass(Grid, OmegaConf.to_container(OmegaConf.load(CONFIGS / "grid" / f"{name}.yaml")), name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_runs_of_a_grid_differ_in_method_and_rate_alone(name):
+    grid = grid_of(name)
+    terms = {}
+    for dataset, row_name, row in grid.cells():
+        config = build(compose(grid.overrides(dataset, row_name, row, 1e-3, 1)))
+        values = plain(config)
+        values.pop("method")
+        head = values["optimizer"].pop("head_lr")
+        # a probe tunes its head, and the untuned model has nothing to tune
+        assert head == grid_head(grid) or row_name in ("linear_probe", "untuned")
+        assert terms.setdefault(dataset, values) == values, row_name
+    table = build_dataclass(
+        TableSpec, OmegaConf.to_container(OmegaConf.load(CONFIGS / f"table/{grid.table}.yaml")), "t"
+    )
+    assert {dataset.split("/")[0] for dataset in grid.datasets} == {table.suite}
+    assert {dataset.split("/")[1] for dataset in grid.datasets} == set(table.columns)
+
+
+def grid_head(grid):
+    rates = [each.split("=")[1] for each in grid.common if each.startswith("optimizer.head_lr=")]
+    return float(rates[0]) if rates else None
+
+
+def test_the_seed_that_chooses_is_not_reported_and_all_try_as_much():
+    row = {"lora": Row(), "full": Row(learning_rates=[1e-5, 1e-4])}
+    with pytest.raises(InputError, match="seed 0 chooses"):
+        Grid(table="t", datasets=["d"], methods=row, learning_rates=[1e-3, 1e-2], seeds=[0, 1])
+    with pytest.raises(InputError, match="full has 2 learning rates, the others 3"):
+        Grid(table="t", datasets=["d"], methods=row, learning_rates=[1e-3, 1e-2, 1e-1], seeds=[1])
+
+
+def test_a_grid_reports_the_best_rate_of_each_method_on_new_seeds(tiny_overrides, tmp_path, capfd):
+    (dataset,) = ["packaged/gloss_polarity"]
+    grid = Grid(
+        table="grid_embedded", datasets=[dataset], learning_rates=[1e-5, 1e-2], seeds=[1],
+        methods={"linear_probe": Row(), "untuned": Row(learning_rates=[1e-3])},
+        common=[o for o in tiny_overrides if not o.startswith(("dataset.", "paths.", "logger"))]
+        + ["trainer.limit_train=32", "trainer.limit_evaluation=16", "trainer.epochs=1"],
+    )  # fmt: skip
+    more = ["logger=none", *(o for o in tiny_overrides if o.startswith("paths."))]
+    run_grid(grid, more)
+    records = [json.loads(path.read_text()) for path in (tmp_path / "results").rglob("seed*.json")]
+    assert sorted((r["names"]["method"], r["seed"]) for r in records) == [
+        ("linear_probe", 0), ("linear_probe", 0), ("linear_probe", 1), ("untuned", 1),
+    ]  # fmt: skip
+    tried = [r for r in records if r["names"]["method"] == "linear_probe" and r["seed"] == 0]
+    best = max(tried, key=lambda r: (validation_score(r, "split_validation"), -r["config"]["optimizer"]["lr"]))
+    (reported,) = [r for r in records if r["names"]["method"] == "linear_probe" and r["seed"] == 1]
+    assert reported["config"]["optimizer"]["lr"] == best["config"]["optimizer"]["lr"]
+    run_grid(grid, more)
+    assert "2 jobs, 2 already recorded" in capfd.readouterr().out
