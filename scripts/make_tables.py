@@ -42,7 +42,7 @@ def main() -> None:
     if arguments.print:
         print("\n".join(made.markdown.values()))
     for name in made.empty:
-        print(f"{name}: no runs and no published rows yet")
+        print(f"{name}: no runs (quick checks on limited data do not count) and no published rows yet")
     for path in made.files:
         if path.suffix in (".md", ".html"):
             print(path)
