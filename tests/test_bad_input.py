@@ -57,7 +57,7 @@ def one_line_error(found):
     ("seed=1.5", "seed: 1.5 is not of type int"),
     ("resume=maybe", "unknown resume 'maybe'; valid: auto, never"),
     ("debug=3", "debug: 3 is not of type bool"),
-    ("trainer.on_oom=half", "unknown trainer.on_oom 'half'; did you mean 'halve'?"),
+    ("on_oom=half", "unknown on_oom 'half'; did you mean 'halve'?"),
     ("trainer.workers=-1", "trainer.workers is not negative"),
     ("trainer.clip_norm=0", "trainer.clip_norm is above 0"),
     ("trainer.cache_frozen_prefix=true trainer.compile=true", "exclude each other: turn one off"),
@@ -190,7 +190,7 @@ def memory_that_is_not_there(_, monkeypatch):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(ClassificationTask, "loss", out_of_memory)
-    return [], "set trainer.on_oom=halve"
+    return [], "set on_oom=halve"
 
 
 def adapter_of_another_method(folder, _):

@@ -24,7 +24,7 @@ from neat_bench.training.settings import CheckpointSettings, Seeds, TrainerSetti
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LAUNCHERS = ("local", "slurm", "ray")
-RESUMES = ("auto", "never")
+CHOICES = {"resume": ("auto", "never"), "on_oom": ("fail", "halve")}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 
 
@@ -77,7 +77,8 @@ class Config:
     `method` is a `neat_bench.methods.base.Method`; budget: the trainable parameters (0.3M, 0.1%) that its size is
     solved for, None for the size it has. start_from: the folder of a saved adapter of the same method, ours or peft's,
     whose values training starts from (its head too, where it has the same outputs). resume: auto goes on from the
-    newest whole checkpoint of the run, never starts anew. debug: show tracebacks.
+    newest whole checkpoint of the run, never starts anew. on_oom: what a lack of memory in a training step does: fail,
+    or halve the micro-batch, double the accumulation and repeat the step. debug: show tracebacks.
     """
 
     model: Pretrained
@@ -96,14 +97,15 @@ class Config:
     start_from: str | None = None
     rerun: bool = False
     resume: str = "auto"
+    on_oom: str = "fail"
     debug: bool = False
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
 
 
 # keys that do not change what is measured: they are in neither the record's config nor its hash
-OUTSIDE_THE_RESULT = ("paths", "launcher", "logger", "rerun", "resume", "debug", "seed", "checkpoint")
+OUTSIDE_THE_RESULT = ("paths", "launcher", "logger", "rerun", "resume", "on_oom", "debug", "seed", "checkpoint")
 # keys of the trainer that change no number either: in the record, not in the hash
-NOT_HASHED = ("log_every", "workers", "on_oom")
+NOT_HASHED = ("log_every", "workers")
 
 # what a node with a _target_ must be, and what a node without one is
 _TARGETS: dict[str, type] = {
@@ -200,7 +202,7 @@ def build(composed: DictConfig) -> Config:
         if not isinstance(node, dict):
             raise InputError(f"'{name}' is a group of keys, not {node!r}")
         parts[name] = build_dataclass(cls, node, name)
-    for name, kind in (("seed", int), ("rerun", bool), ("debug", bool), ("resume", str)):
+    for name, kind in (("seed", int), ("rerun", bool), ("debug", bool), ("resume", str), ("on_oom", str)):
         value = values.get(name, Config.__dataclass_fields__[name].default)
         if type(value) is not kind:
             raise InputError(f"{name}: {value!r} is not of type {kind.__name__}")
@@ -213,8 +215,9 @@ def build(composed: DictConfig) -> Config:
         _check_name("dataset.name", part)
     if parts["seed"] < 0:
         raise InputError(f"seed is not negative; got {parts['seed']}")
-    if parts["resume"] not in RESUMES:
-        raise InputError(f"unknown resume '{parts['resume']}'{nearest(parts['resume'], RESUMES)}")
+    for name, choices in CHOICES.items():
+        if parts[name] not in choices:
+            raise InputError(f"unknown {name} '{parts[name]}'{nearest(parts[name], choices)}")
     return Config(**parts)
 
 

@@ -129,6 +129,7 @@ def _train(config: Config, overrides: list[str], path: Path) -> dict[str, Any]:
         method,
         caches["training"],
         checkpoints,
+        config.on_oom,
     )
     torch.manual_seed(seeds["dropout"] + accelerator.process_index)
     trainer.fit(model, task, head_names(model), train_rows, collate, seeds["order"], evaluator)

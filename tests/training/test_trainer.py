@@ -32,7 +32,7 @@ class LeastSquares:
         return (model(batch["x"]).squeeze(-1) - batch["labels"].float()).square().mean()
 
 
-def fit(evaluate=None, log=None, lr=0.05, noting=None, task=None, **settings):
+def fit(evaluate=None, log=None, lr=0.05, noting=None, task=None, on_oom="fail", **settings):
     """Train the linear map and return it with its trainer."""
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
@@ -45,6 +45,7 @@ def fit(evaluate=None, log=None, lr=0.05, noting=None, task=None, **settings):
         make_accelerator(options),
         log or (lambda values, step: None),
         Full(name="full", label="Full"),
+        on_oom=on_oom,
     )
 
     def collate(rows):
@@ -129,7 +130,7 @@ def test_on_oom_halves_the_micro_batch_and_keeps_the_effective_one(error, capsys
 
 
 def test_a_batch_that_cannot_be_halved_says_so():
-    with pytest.raises(InputError, match=r"out of memory at step 1, micro-batches of 8: set trainer\.on_oom=halve"):
+    with pytest.raises(InputError, match=r"out of memory at step 1, micro-batches of 8: set on_oom=halve"):
         fit(task=LittleMemory(3, OUT_OF_MEMORY[0]))
     with pytest.raises(InputError, match=r"micro-batches of 1: set a smaller dataset\.max_length"):
         fit(task=LittleMemory(0, OUT_OF_MEMORY[0]), on_oom="halve")

@@ -20,6 +20,7 @@ _NO_SETTING = (
     "launcher",
     "rerun",
     "resume",
+    "on_oom",
     "debug",
     "checkpoint",
     "paths",

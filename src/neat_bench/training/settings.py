@@ -8,7 +8,6 @@ from neat_bench.errors import InputError, nearest
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # ours -> accelerate's
 DEVICES = ("auto", "cpu")
-ON_OOM = ("fail", "halve")
 
 
 @dataclass(kw_only=True)
@@ -22,8 +21,7 @@ class TrainerSettings:
     for never. limit_train, limit_evaluation: keep the first rows only, for quick checks. device: auto
     (CUDA or Apple's MPS where there is one) or cpu. log_every: optimizer steps between log lines.
     workers: processes that make batches, None for several beside a GPU and none beside a CPU; they change no
-    number. save_adapter: keep the trained parameters of the reported epoch beside the record. on_oom: what a lack of
-    memory in a training step does: fail, or halve the micro-batch, double the accumulation and repeat the step.
+    number. save_adapter: keep the trained parameters of the reported epoch beside the record.
     """
 
     epochs: int = 3
@@ -44,7 +42,6 @@ class TrainerSettings:
     prefix_cache_gb: float = 8.0
     compile: bool = False
     save_adapter: bool = False
-    on_oom: str = "fail"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "evaluation_batch_size", "log_every", "max_steps",
@@ -60,7 +57,7 @@ class TrainerSettings:
             raise InputError(f"trainer.workers is not negative; got {self.workers}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise InputError(f"trainer.clip_norm is above 0 (null for no clipping), not {self.clip_norm}")
-        for name, choices in (("precision", PRECISIONS), ("device", DEVICES), ("on_oom", ON_OOM)):
+        for name, choices in (("precision", PRECISIONS), ("device", DEVICES)):
             if (value := getattr(self, name)) not in choices:
                 raise InputError(f"unknown trainer.{name} '{value}'{nearest(value, choices)}")
 

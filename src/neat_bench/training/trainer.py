@@ -62,7 +62,7 @@ Evaluate = Callable[[nn.Module, int, int, float | None], tuple[dict[str, float],
 def make_accelerator(settings: TrainerSettings) -> Accelerator:
     """Return accelerate's view of device, precision and processes.
 
-    Raises InputError for a precision that the device does not have, and for what several processes cannot do.
+    Raises InputError for a precision that the device does not have, and for what DeepSpeed cannot do.
     """
     if settings.precision == "fp16" and (settings.device == "cpu" or not torch.accelerator.is_available()):
         raise InputError("trainer.precision=fp16 needs a GPU: use bf16 or fp32 on a CPU")
@@ -72,8 +72,6 @@ def make_accelerator(settings: TrainerSettings) -> Accelerator:
         # a frozen or skipped part of a model has parameters without a gradient
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    if accelerator.num_processes > 1 and settings.on_oom == "halve":
-        raise InputError("trainer.on_oom=halve works in one process: with several, choose a smaller trainer.batch_size")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if settings.accumulation > 1:
             raise InputError("DeepSpeed takes a step each micro-batch: set trainer.accumulation=1")
@@ -119,6 +117,7 @@ class Trainer:
     method: Method
     prefix: PrefixCache | None = None
     checkpoints: Checkpoints | None = None
+    on_oom: str = "fail"
     timing: Timing = field(default_factory=Timing)
     resumed_at: list[int] = field(default_factory=list)
     halved_at: list[dict[str, int]] = field(default_factory=list)
@@ -140,6 +139,8 @@ class Trainer:
         that a signal asks for.
         """
         settings, accelerator = self.settings, self.accelerator
+        if accelerator.num_processes > 1 and self.on_oom == "halve":
+            raise InputError("on_oom=halve works in one process: with several, choose a smaller trainer.batch_size")
         if not any(parameter.requires_grad for parameter in model.parameters()):
             metrics, _ = evaluate(accelerator.unwrap_model(accelerator.prepare(model)), -1, 0, None)
             self.log({f"eval/{name}": value for name, value in metrics.items()}, 0)
@@ -362,7 +363,7 @@ class Trainer:
     ) -> Tensor | None:
         """Return the step's mean loss with its gradients in place; None where memory ran out and batches were halved.
 
-        Raises InputError where memory ran out and trainer.on_oom or the batch's size allows no more.
+        Raises InputError where memory ran out and on_oom or the batch's size allows no more.
         """
         sampler = run.sampler
         try:
@@ -376,8 +377,8 @@ class Trainer:
         micro_batches.clear()
         run.optimizer.zero_grad()
         clear_device_cache(garbage_collection=True)
-        if self.settings.on_oom == "fail" or sampler.batch_size == 1:
-            cure = "a smaller dataset.max_length or model" if sampler.batch_size == 1 else "trainer.on_oom=halve"
+        if self.on_oom == "fail" or sampler.batch_size == 1:
+            cure = "a smaller dataset.max_length or model" if sampler.batch_size == 1 else "on_oom=halve"
             raise InputError(
                 f"out of memory at step {self.timing.steps + 1}, micro-batches of {sampler.batch_size}: set {cure}, "
                 "or trainer.precision=bf16"
