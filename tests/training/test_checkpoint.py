@@ -1,6 +1,7 @@
 """Runs that are killed, stopped or robbed of a checkpoint end where the uninterrupted run ends, bit for bit."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -186,6 +187,50 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(InputError, match=r"checkpoint\.every is at least 1"):
         build(compose(["checkpoint.every=0"]))
+
+
+def run_alone_for_long(overrides, more, where):
+    """What a process of the test below does."""
+    torch.set_num_threads(1)
+    run(config_of(overrides, where, *more), [])
+
+
+def test_a_process_killed_with_9_at_twenty_random_moments_ends_as_if_nothing_had_been(tiny_overrides, tmp_path):
+    """Wherever it is: in a step, an evaluation, or half-way through writing a checkpoint."""
+    overrides = [*tiny_overrides, "method=neat"]
+    long = ["trainer.epochs=60"]
+    processes = multiprocessing.get_context("forkserver")  # it has imported everything, and forks in no time
+    processes.set_forkserver_preload(["neat_bench.experiment", "neat_bench.training.trainer", "transformers", "peft"])
+
+    def started(where):
+        process = processes.Process(target=run_alone_for_long, args=(overrides, long, tmp_path / where))
+        process.start()
+        return process
+
+    def newest():
+        folders = (name for _, names, _ in os.walk(tmp_path / "broken") for name in names)  # rglob trips over a removal
+        return max((int(name[5:]) for name in folders if name.startswith("step-")), default=0)
+
+    draw, seen = random.Random(0), 0
+    for _ in range(20):
+        process = started("broken")
+        until = time.monotonic() + 60
+        while newest() <= seen and process.is_alive():
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
+        assert newest() > seen
+        seen = newest()
+    for where in ("broken", "whole"):
+        process = started(where)
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    broken, whole = (config_of(overrides, tmp_path / where, *long) for where in ("broken", "whole"))
+    assert len(json.loads(path_of(broken).read_text())["cost"]["resumed_at"]) == 20
+    assert_same(outcome(broken), outcome(whole))
 
 
 def test_the_real_process_survives_kill_9_and_sigterm(tiny_overrides, tmp_path):
