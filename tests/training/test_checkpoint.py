@@ -198,7 +198,7 @@ def run_alone_for_long(overrides, more, where):
 def test_a_process_killed_with_9_at_twenty_random_moments_ends_as_if_nothing_had_been(tiny_overrides, tmp_path):
     """Wherever it is: in a step, an evaluation, or half-way through writing a checkpoint."""
     overrides = [*tiny_overrides, "method=neat"]
-    long = ["trainer.epochs=60"]
+    long = ["trainer.epochs=50"]
     processes = multiprocessing.get_context("forkserver")  # it has imported everything, and forks in no time
     processes.set_forkserver_preload(["neat_bench.experiment", "neat_bench.training.trainer", "transformers", "peft"])
 
@@ -218,7 +218,7 @@ def test_a_process_killed_with_9_at_twenty_random_moments_ends_as_if_nothing_had
         while newest() <= seen and process.is_alive():
             assert time.monotonic() < until
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.2))
+        time.sleep(draw.uniform(0, 0.05))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
