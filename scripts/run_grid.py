@@ -5,6 +5,7 @@ python scripts/run_grid.py glue paths.data=DATA           overrides that change 
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="paths, launcher, logger, checkpoint")
     arguments = parser.parse_args()
     paths = {path.stem: path for path in sorted((CONFIGS / "grid").glob("*.yaml"))}
-    results = CONFIGS.parent / "results" / "grids" / arguments.grid
+    # relative: a record keeps its command line, and that is no place for the paths of a machine
+    results = Path(os.path.relpath(CONFIGS.parent / "results" / "grids" / arguments.grid))
     try:
         if arguments.grid not in paths:
             raise InputError(f"unknown grid '{arguments.grid}'{nearest(arguments.grid, paths)}")
