@@ -250,9 +250,9 @@ def identity(config: Config) -> dict[str, Any]:
             if value is not None:
                 values[name] = value
             continue
-        kept = {key for key, default in _defaults(part).items() if getattr(part, key) == default}
-        kept |= set(NOT_HASHED) if name == "trainer" else set()
-        values[name] = {key: each for key, each in value.items() if key not in kept}
+        left_out = {key for key, default in _defaults(part).items() if getattr(part, key) == default}
+        left_out |= set(NOT_HASHED) if name == "trainer" else set()
+        values[name] = {key: each for key, each in value.items() if key not in left_out}
     return values
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -140,14 +141,16 @@ class SubmititHandle:
         import psutil
 
         try:
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            controller = psutil.Process(process.pid)
+            family = [controller, *controller.children(recursive=True)]
         except psutil.NoSuchProcess:
             return
         for member in family:
-            member.kill()
+            with suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
+                member.kill()
 
 
-@dataclass
+@dataclass(frozen=True)
 class RayHandle:
     """A task of Ray."""
 
@@ -185,7 +188,10 @@ class RayHandle:
         ray.cancel(self.reference, force=True)
 
 
-def _through_submitit(config: Config) -> Callable[[list[str], list[str], int | None], Handle]:
+Submit = Callable[[list[str], list[str], int | None], Handle]  # (overrides, config folders, device) -> handle
+
+
+def _through_submitit(config: Config) -> Submit:
     import submitit
 
     settings = config.launcher
@@ -217,7 +223,7 @@ def _through_submitit(config: Config) -> Callable[[list[str], list[str], int | N
     return submit
 
 
-def _through_ray(config: Config) -> Callable[[list[str], list[str], int | None], Handle]:
+def _through_ray(config: Config) -> Submit:
     try:
         import ray
     except ImportError:
@@ -241,9 +247,6 @@ def _ray_task(settings: LauncherSettings, overrides: list[str], config_dirs: lis
     return RunJob(settings)(overrides, config_dirs)
 
 
-def submitter(config: Config) -> Callable[[list[str], list[str], int | None], Handle]:
-    """Return (overrides, config folders, device) -> handle for the launcher of a sweep.
-
-    Raises InputError where it is not there.
-    """
+def submitter(config: Config) -> Submit:
+    """Return what submits the jobs of a sweep; raises InputError where its launcher is not there."""
     return _through_ray(config) if config.launcher.name == "ray" else _through_submitit(config)
