@@ -71,11 +71,12 @@ def environment(device: str, processes: int) -> dict[str, Any]:
             continue
     status = _git("status", "--porcelain", "--untracked-files=no")
     cuda = torch.cuda.get_device_name() if device.startswith("cuda") else None
+    threads = torch.get_num_threads()
     return {
         "code": {"commit": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)},
         "packages": packages,
         "python": platform.python_version(),
-        "device": cuda or f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)",
+        "device": cuda or f"{device} ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})",
         "processes": processes,
     }
 
