@@ -2,6 +2,7 @@
 
 python scripts/run_grid.py embedded                       into results/grids/embedded
 python scripts/run_grid.py glue paths.data=DATA           overrides that change no result may follow
+python scripts/run_grid.py glue --dataset glue/rte        one data set of it alone
 """
 
 import argparse
@@ -23,6 +24,7 @@ def main() -> None:
     """Run the grid, then its table; exit with 1 and one line where that cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", help="name of a file in configs/grid")
+    parser.add_argument("--dataset", action="append", help="run this data set of the grid alone; may be repeated")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="paths, launcher, logger, checkpoint")
     arguments = parser.parse_args()
     paths = {path.stem: path for path in sorted((CONFIGS / "grid").glob("*.yaml"))}
@@ -36,11 +38,15 @@ def main() -> None:
                 raise InputError(f"{override} would change results: a grid's runs are what its file says")
         values = OmegaConf.to_container(OmegaConf.load(paths[arguments.grid]))
         grid = build_dataclass(Grid, values, f"grid {arguments.grid}")
+        for dataset in arguments.dataset or []:
+            if dataset not in grid.datasets:
+                raise InputError(f"grid {arguments.grid} has no data set '{dataset}'{nearest(dataset, grid.datasets)}")
+        grid.datasets = {name: grid.datasets[name] for name in arguments.dataset or grid.datasets}
         run_grid(grid, ["logger=none", f"paths.results={results}", *arguments.overrides])
     except InputError as error:
         sys.exit(f"error: {error}")
-    table = [sys.executable, str(CONFIGS.parent / "scripts" / "make_tables.py"), "--results", str(results)]
-    sys.exit(subprocess.run([*table, "--table", grid.table, "--print"]).returncode)
+    make = [sys.executable, str(CONFIGS.parent / "scripts" / "make_tables.py"), "--results", str(results), "--print"]
+    sys.exit(max(subprocess.run([*make, "--table", table]).returncode for table in grid.tables))
 
 
 if __name__ == "__main__":

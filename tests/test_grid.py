@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from neat_bench.config import CONFIGS, build, build_dataclass, compose, plain
 from neat_bench.errors import InputError
-from neat_bench.grid import Grid, Row, run_grid
+from neat_bench.grid import Column, Grid, Row, run_grid
 from neat_bench.results.selection import validation_score
 from neat_bench.results.tables import TableSpec
 
@@ -30,11 +30,11 @@ def test_the_runs_of_a_grid_differ_in_method_and_rate_alone(name):
         # a probe tunes its head, and the untuned model has nothing to tune
         assert head == grid_head(grid) or row_name in ("linear_probe", "untuned")
         assert terms.setdefault(dataset, values) == values, row_name
-    table = build_dataclass(
-        TableSpec, OmegaConf.to_container(OmegaConf.load(CONFIGS / f"table/{grid.table}.yaml")), "t"
-    )
-    assert {dataset.split("/")[0] for dataset in grid.datasets} == {table.suite}
-    assert {dataset.split("/")[1] for dataset in grid.datasets} == set(table.columns)
+    shown = set()
+    for each in grid.tables:
+        table = build_dataclass(TableSpec, OmegaConf.to_container(OmegaConf.load(CONFIGS / f"table/{each}.yaml")), each)
+        shown |= {f"{table.suite}/{task}" for task in table.columns}
+    assert set(grid.datasets) == shown
 
 
 def grid_head(grid):
@@ -45,18 +45,20 @@ def grid_head(grid):
 def test_the_seed_that_chooses_is_not_reported_and_all_try_as_much():
     row = {"lora": Row(), "full": Row(learning_rates=[1e-5, 1e-4])}
     with pytest.raises(InputError, match="seed 0 chooses"):
-        Grid(table="t", datasets=["d"], methods=row, learning_rates=[1e-3, 1e-2], seeds=[0, 1])
+        Grid(tables=["t"], datasets={"d": Column()}, methods=row, learning_rates=[1e-3, 1e-2], seeds=[0, 1])
+    with pytest.raises(InputError, match="seed 0 chooses"):
+        Grid(tables=["t"], datasets={"d": Column(seeds=[0])}, methods=row, learning_rates=[1e-3, 1e-2], seeds=[1])
     with pytest.raises(InputError, match="full has 2 learning rates, the others 3"):
-        Grid(table="t", datasets=["d"], methods=row, learning_rates=[1e-3, 1e-2, 1e-1], seeds=[1])
+        Grid(tables=["t"], datasets={"d": Column()}, methods=row, learning_rates=[1e-3, 1e-2, 1e-1], seeds=[1])
 
 
 def test_a_grid_reports_the_best_rate_of_each_method_on_new_seeds(tiny_overrides, tmp_path, capfd):
-    (dataset,) = ["packaged/gloss_polarity"]
+    column = Column(overrides=["trainer.epochs=1"], seeds=[1])
     grid = Grid(
-        table="grid_embedded", datasets=[dataset], learning_rates=[1e-5, 1e-2], seeds=[1],
+        tables=["grid_embedded"], datasets={"packaged/gloss_polarity": column}, learning_rates=[1e-5, 1e-2], seeds=[2],
         methods={"linear_probe": Row(), "untuned": Row(learning_rates=[1e-3])},
         common=[o for o in tiny_overrides if not o.startswith(("dataset.", "paths.", "logger"))]
-        + ["trainer.limit_train=32", "trainer.limit_evaluation=16", "trainer.epochs=1"],
+        + ["trainer.limit_train=32", "trainer.limit_evaluation=16"],
     )  # fmt: skip
     more = ["logger=none", *(o for o in tiny_overrides if o.startswith("paths."))]
     run_grid(grid, more)

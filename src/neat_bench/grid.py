@@ -23,16 +23,24 @@ class Row:
 
 
 @dataclass(kw_only=True)
+class Column:
+    """A data set of a grid: overrides that all its runs share, and seeds where it has its own."""
+
+    overrides: list[str] = field(default_factory=list)
+    seeds: list[int] | None = None
+
+
+@dataclass(kw_only=True)
 class Grid:
     """What configs/grid/<name>.yaml describes.
 
-    table: the file in configs/table that shows it. datasets and methods: all are combined. common: overrides of
+    tables: the files in configs/table that show it. datasets and methods: all are combined. common: overrides of
     every run. learning_rates: tried for each method with tuning_seed, except where a row has its own, as many of
     them; a row with a single rate has nothing to choose. seeds: those of the reported runs, other than tuning_seed.
     """
 
-    table: str
-    datasets: list[str]
+    tables: list[str]
+    datasets: dict[str, Column]
     methods: dict[str, Row]
     learning_rates: list[float]
     seeds: list[int]
@@ -40,7 +48,7 @@ class Grid:
     common: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.tuning_seed in self.seeds:
+        if any(self.tuning_seed in self.seeds_of(dataset) for dataset in self.datasets):
             raise InputError(f"grid: seed {self.tuning_seed} chooses the learning rate, so it is not reported as well")
         for name, row in self.methods.items():
             count = len(self.rates(row))
@@ -51,6 +59,11 @@ class Grid:
         """Return the rates that are tried for a row."""
         return self.learning_rates if row.learning_rates is None else row.learning_rates
 
+    def seeds_of(self, dataset: str) -> list[int]:
+        """Return the seeds of a data set's reported runs."""
+        own = self.datasets[dataset].seeds
+        return self.seeds if own is None else own
+
     def cells(self) -> Iterator[tuple[str, str, Row]]:
         """Yield data set, row name and row of each cell."""
         for dataset in self.datasets:
@@ -59,7 +72,8 @@ class Grid:
 
     def overrides(self, dataset: str, name: str, row: Row, rate: float, seed: int) -> list[str]:
         """Return the command line of one run."""
-        chosen = [f"method={row.method or name}", f"dataset={dataset}", *self.common, *row.overrides]
+        chosen = [f"method={row.method or name}", f"dataset={dataset}", *self.common]
+        chosen += [*self.datasets[dataset].overrides, *row.overrides]
         return [*chosen, f"optimizer.lr={rate:g}", f"seed={seed}"]
 
 
@@ -92,5 +106,5 @@ def run_grid(grid: Grid, more: list[str]) -> None:
             best = scores.index(max(scores))
             print(f"{dataset}  {name}: lr {rates[best]:g} of " + "  ".join(
                 f"{rate:g} {score:.4f}" for rate, score in zip(rates, scores, strict=True)))  # fmt: skip
-        reported += [[*grid.overrides(dataset, name, row, rates[best], seed), *more] for seed in grid.seeds]
+        reported += [[*grid.overrides(dataset, name, row, rates[best], seed), *more] for seed in grid.seeds_of(dataset)]
     run_sweep(_planned(reported), [])

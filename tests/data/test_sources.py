@@ -147,3 +147,29 @@ def test_real_glue_files_load_under_their_configs(task):
         assert max(data.train["label"]) == 5.0
     else:
         assert set(data.train["label"]) == set(range(len(data.classes)))
+
+
+def test_a_named_subset_draws_training_rows_of_another_sets_files(tmp_path):
+    folder = tmp_path / "own" / "words"
+    folder.mkdir(parents=True)
+    rows = pd.DataFrame({"sentence": [f"row {i}" for i in range(50)], "label": [0, 1] * 25})
+    rows.to_parquet(folder / "train.parquet")
+    rows[:6].to_parquet(folder / "validation.parquet")
+    options = {"name": "own/words_20", "subset_of": "own/words", "subset_items": 20}
+    small = dataset(**options).load(tmp_path, None, None)
+    texts = small.train["text_a"][:]
+    assert len(set(texts)) == 20
+    assert len(small.evaluation) == 6
+    assert texts == sorted(texts, key=lambda text: int(text.split()[1])) != [f"row {i}" for i in range(20)]
+    assert texts == dataset(**options).load(tmp_path, None, None).train["text_a"][:]
+    held = dataset(**options, evaluation_split=None, holdout=5).load(tmp_path, None, None)
+    assert len(held.train) == 15
+    assert set(held.train["text_a"]) | set(held.evaluation["text_a"]) == set(texts)
+    with pytest.raises(InputError, match="subset_items=60, but own/words has 50 rows"):
+        dataset(**options | {"subset_items": 60}).load(tmp_path, None, None)
+
+
+@pytest.mark.parametrize("options", [{"subset_items": 5}, {"subset_of": "own/words", "subset_items": 5}])
+def test_a_subset_does_not_go_by_the_name_of_the_whole(options):
+    with pytest.raises(InputError, match="a subset of the training rows has a name of its own"):
+        dataset(**options)

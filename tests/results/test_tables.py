@@ -14,7 +14,7 @@ from neat_bench.errors import InputError
 from neat_bench.results.comparisons import best_is_beyond_noise
 from neat_bench.results.published import load_published
 from neat_bench.results.render import parameter_text, to_csv, to_latex, to_markdown
-from neat_bench.results.selection import settings_of
+from neat_bench.results.selection import select, settings_of
 from neat_bench.results.tables import TableSpec, build_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +114,14 @@ def test_new_seeds_are_reported_after_tuning_and_the_tuning_seed_is_not():
     assert cell.scores == {1: 0.8, 2: 0.8}
     assert cell.selection.tuned_on == {0}
     assert "new seeds are reported" in to_markdown(only(tuned + new))
+
+
+def test_of_settings_that_tie_the_repeated_one_is_reported():
+    made = [record("neat", "one", 0, 0.8, config=config) for config in ("aaa", "bbb")]
+    made += [record("neat", "one", seed, 0.7, config="bbb") for seed in (1, 2)]
+    found = select(made, "split_validation")
+    assert found.chosen.runs[0]["hashes"]["config"] == "bbb"
+    assert [run["seed"] for run in found.runs] == [1, 2]
 
 
 def test_unequal_tuning_is_refused_unless_told_to_and_then_marked():

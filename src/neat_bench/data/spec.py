@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman")
-HOLDOUT_SEED = 0
+HOLDOUT_SEED = SUBSET_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class DatasetSpec:
     where `holdout` takes the selecting rows out of the training split: a share below 1, or a number of rows
     (drawn with a fixed seed). test_split: a split that only reports; None where the selecting rows report too.
     selection_items: how many items of that one split select under split_validation (None: half).
+    subset_of, subset_items: a named subset reads the files of the set `subset_of` and keeps so many rows of its
+    training split, drawn with a fixed seed before any are held out; results stand under the subset's own name.
     """
 
     name: str
@@ -69,6 +71,8 @@ class DatasetSpec:
     selection_items: int | None = None
     files: dict[str, str] | None = None
     hub: HubSource | None = None
+    subset_of: str | None = None
+    subset_items: int | None = None
 
     def __post_init__(self) -> None:
         for metric in [self.metric, *self.extra_metrics]:
@@ -78,6 +82,13 @@ class DatasetSpec:
             raise InputError(f"dataset.name has the form suite/task, not '{self.name}'")
         if (self.evaluation_split is None) == (self.holdout is None):
             raise InputError("a data set has either dataset.evaluation_split or dataset.holdout; set the other to null")
+        if (self.subset_of is None) != (self.subset_items is None) or self.subset_of == self.name:
+            raise InputError(
+                f"a subset of the training rows has a name of its own: set dataset.name (now {self.name}), "
+                "dataset.subset_of and dataset.subset_items together"
+            )
+        if self.subset_items is not None and self.subset_items < 1:
+            raise InputError(f"dataset.subset_items is at least 1, not {self.subset_items}")
         if self.holdout is not None and self.holdout <= 0:
             raise InputError(f"dataset.holdout is a share below 1 or a number of rows, not {self.holdout}")
 
@@ -93,7 +104,7 @@ class DatasetSpec:
 
     def read(self, split: str, data_root: Path) -> tuple[Dataset, Provenance]:
         """Return the raw rows of a split; packaged data sets override this."""
-        return read_split(self.name, split, data_root, self.files, self.hub)
+        return read_split(self.subset_of or self.name, split, data_root, self.files, self.hub)
 
     def checked(self, rows: Dataset, split: str) -> dict[str, list[Any]]:
         """Return the suite's columns from raw rows; raises InputError for what cannot be used."""
@@ -128,9 +139,9 @@ class DatasetSpec:
         from datasets import concatenate_datasets
 
         train = self.split(self.train_split, data_root)
-        provenance, train_rows = [train.origin], train.rows
+        provenance, train_rows = [train.origin], self._subset(train.rows)
         if self.evaluation_split is None:
-            train_rows, selecting = self._hold_out(train.rows)
+            train_rows, selecting = self._hold_out(train_rows)
         else:
             selection = self.split(self.evaluation_split, data_root)
             provenance, selecting = [*provenance, selection.origin], selection.rows
@@ -154,6 +165,15 @@ class DatasetSpec:
     def contamination(self, train: Dataset, tests: dict[str, Dataset]) -> dict[str, dict[str, int]]:
         """Return for each reporting split how much of it the training rows hold; nothing by default."""
         return {}
+
+    def _subset(self, rows: Dataset) -> Dataset:
+        """Return the training rows of a named subset in the file's order, all rows of other sets."""
+        if self.subset_items is None:
+            return rows
+        if self.subset_items > len(rows):
+            raise InputError(f"dataset.subset_items={self.subset_items}, but {self.subset_of} has {len(rows)} rows")
+        order = np.random.default_rng(SUBSET_SEED).permutation(len(rows))
+        return rows.select(np.sort(order[: self.subset_items]))
 
     def _hold_out(self, rows: Dataset) -> tuple[Dataset, Dataset]:
         """Return the rows that train and those that select, both in the file's order."""

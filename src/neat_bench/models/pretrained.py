@@ -52,7 +52,8 @@ class Pretrained:
     weights; adapters are float32 whatever it is. quantization: 8bit or 4bit (NF4), by bitsandbytes, of the linear
     layers; dtype is then what they compute in. shape: transformers' config of the published model (model_type
     and sizes), so that it can be built without weights. normalization: of an image model, the pixel statistics
-    of its pretraining. Only safetensors are read, and no remote code runs.
+    of its pretraining. dropout: every dropout probability of the model's config in training (None: its own). Only
+    safetensors are read, and no remote code runs.
     """
 
     name: str
@@ -66,8 +67,11 @@ class Pretrained:
     quantization: str | None = None
     shape: dict[str, Any] | None = None
     normalization: str | None = None
+    dropout: float | None = None
 
     def __post_init__(self) -> None:
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout is at least 0 and below 1, not {self.dropout}")
         if self.pooling not in POOLINGS:
             raise InputError(f"unknown model.pooling '{self.pooling}'{nearest(self.pooling, POOLINGS)}")
         if self.dtype not in DTYPES:
@@ -118,6 +122,7 @@ class Pretrained:
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
         weights = options | {"use_safetensors": True, "dtype": self.dtype} | self._quantized()
         try:
+            weights |= self._dropouts(where, options)
             tokenizer = None
             if task.reads_text:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
@@ -133,6 +138,17 @@ class Pretrained:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"cannot load the model {self.name} from {where}: {reason[:80]}; {self.cure}") from None
         return model, tokenizer, origin
+
+    def _dropouts(self, where: str, options: dict[str, Any]) -> dict[str, float]:
+        """Return the config's dropout probabilities at `dropout`; one that is null follows another of them."""
+        import transformers
+
+        if self.dropout is None:
+            return {}
+        published = transformers.AutoConfig.from_pretrained(where, **options).to_dict()
+        names = [name for name, value in published.items()
+                 if name.endswith(("dropout", "dropout_prob", "pdrop")) and isinstance(value, int | float)]  # fmt: skip
+        return dict.fromkeys(names, self.dropout)
 
     def _quantized(self) -> dict[str, Any]:
         """Return what from_pretrained must know of the quantisation."""

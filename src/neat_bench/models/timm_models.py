@@ -37,6 +37,8 @@ class TimmModel(Pretrained):
 
         if task.reads_text:
             raise InputError(f"{self.name} classifies images: choose an image data set, or a language model")
+        if self.dropout is not None:
+            raise InputError("model.dropout is for transformers' models; a timm model has model.arguments.drop_rate")
         where, origin = self.locate(cache)
         try:
             if Path(where).is_dir():

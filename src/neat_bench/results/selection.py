@@ -113,7 +113,8 @@ class Selection:
 def select(records: Sequence[dict[str, Any]], protocol: str) -> Selection:
     """Return the best setting among a method's runs on one task, by the mean validation score over shared seeds.
 
-    Settings that share no seed are compared over their own. Ties go to the first by config hash.
+    Settings that share no seed are compared over their own. Ties go to the setting with more seeds (a grid repeats
+    one of those that tie), then to the first by config hash.
     """
     by_config: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -122,6 +123,6 @@ def select(records: Sequence[dict[str, Any]], protocol: str) -> Selection:
     if len(variants) == 1:
         return Selection(variants, variants[0], frozenset(), list(variants[0].by_seed.values()))
     shared = set.intersection(*(set(variant.by_seed) for variant in variants))
-    chosen = max(variants, key=lambda variant: variant.validation(shared or set(variant.by_seed)))
+    chosen = max(variants, key=lambda each: (each.validation(shared or set(each.by_seed)), len(each.by_seed)))
     new = [run for seed, run in chosen.by_seed.items() if seed not in shared]
     return Selection(variants, chosen, frozenset(shared), new if shared and new else list(chosen.by_seed.values()))
