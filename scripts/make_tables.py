@@ -2,6 +2,7 @@
 
 python scripts/make_tables.py                          everything: results/tables, results/figures, results/report.html
 python scripts/make_tables.py --table glue --print     one table and its figures, shown as well
+python scripts/make_tables.py --grid embedded          tables, figures and report of a grid, in results/grids/embedded
 python scripts/make_tables.py --protocol best_dev      the optimistic rule that many papers report
 
 configs/table/<name>.yaml says what a table shows. Runs that cannot be compared are refused, with the reason.
@@ -19,6 +20,7 @@ from omegaconf import OmegaConf
 from neat_bench.config import CONFIGS, build_dataclass
 from neat_bench.errors import InputError, nearest
 from neat_bench.evaluation.protocols import PROTOCOLS
+from neat_bench.grid import load_grid
 from neat_bench.results.publish import publish
 from neat_bench.results.tables import TableSpec
 
@@ -26,7 +28,8 @@ from neat_bench.results.tables import TableSpec
 def main() -> None:
     """Write what the results give and say where it is; exit with 1 where a table was refused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", default="results", type=Path, help="folder with runs/ and published/")
+    parser.add_argument("--results", type=Path, help="folder with runs/ and published/ (results, or the grid's)")
+    parser.add_argument("--grid", help="name of one file in configs/grid: its tables")
     parser.add_argument("--table", help="name of one file in configs/table; all if left out")
     parser.add_argument("--protocol", default="split_validation", choices=PROTOCOLS)
     parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="keep runs that have this")
@@ -36,7 +39,13 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        made = publish(arguments.results, _specs(arguments), arguments.protocol, whole=not arguments.table)
+        inside = Path("grids") / arguments.grid if arguments.grid else ""
+        made = publish(
+            arguments.results or Path("results") / inside,
+            _specs(arguments),
+            arguments.protocol,
+            whole=not arguments.table,
+        )
     except InputError as error:
         sys.exit(f"error: {error}")
     if arguments.print:
@@ -54,8 +63,11 @@ def _specs(arguments: argparse.Namespace) -> dict[str, TableSpec]:
     paths = {path.stem: path for path in sorted((CONFIGS / "table").glob("*.yaml"))}
     if arguments.table and arguments.table not in paths:
         raise InputError(f"unknown table '{arguments.table}'{nearest(arguments.table, paths)}")
+    names = [arguments.table] if arguments.table else list(paths)
+    if arguments.grid:
+        names = [name for name in load_grid(arguments.grid).tables if arguments.table in (None, name)]
     specs = {}
-    for name in [arguments.table] if arguments.table else paths:
+    for name in names:
         values = OmegaConf.to_container(OmegaConf.load(paths[name]))
         spec = build_dataclass(TableSpec, values, f"table {name}")
         spec.where |= dict(pair.split("=", 1) for pair in arguments.where)

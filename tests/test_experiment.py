@@ -14,7 +14,7 @@ from neat_bench.results.store import read_record, read_records
 
 def test_the_record_holds_what_a_reader_needs(tiny_config, tmp_path):
     config = tiny_config("method=neat", "trainer.epochs=3", "optimizer.lr=5e-3", "seed=4")
-    run(config, ["method=neat", "seed=4"])
+    run(config, ["method=neat", f"paths.results={config.paths.results}", "seed=4"])
     path = path_of(config)
     assert path.relative_to(tmp_path / "results" / "runs").parts[:4] == ("own", "words", "tiny", "neat")
     assert path.name == "seed4.json"
@@ -22,6 +22,7 @@ def test_the_record_holds_what_a_reader_needs(tiny_config, tmp_path):
     record = json.loads(text)
     assert text == json.dumps(record, indent=1, sort_keys=True) + "\n"
     assert record["source"] == "measured"
+    assert record["overrides"] == ["method=neat", "seed=4"]
     assert record["config"]["optimizer"]["lr"] == 5e-3
     assert record["hashes"]["config"] == path.parent.name
     assert record["seeds"] == {"init": 4, "order": 4, "dropout": 4}

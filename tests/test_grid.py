@@ -7,20 +7,16 @@ from omegaconf import OmegaConf
 
 from neat_bench.config import CONFIGS, build, build_dataclass, compose, plain
 from neat_bench.errors import InputError
-from neat_bench.grid import Column, Grid, Row, run_grid
+from neat_bench.grid import Column, Grid, Row, load_grid, run_grid
 from neat_bench.results.selection import validation_score
 from neat_bench.results.tables import TableSpec
 
 NAMES = [path.stem for path in sorted((CONFIGS / "grid").glob("*.yaml"))]
 
 
-def grid_of(name):
-    return build_dataclass(Grid, OmegaConf.to_container(OmegaConf.load(CONFIGS / "grid" / f"{name}.yaml")), name)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_runs_of_a_grid_differ_in_method_and_rate_alone(name):
-    grid = grid_of(name)
+    grid = load_grid(name)
     terms = {}
     for dataset, row_name, row in grid.cells():
         config = build(compose(grid.overrides(dataset, row_name, row, 1e-3, 1)))

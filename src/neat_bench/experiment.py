@@ -232,7 +232,7 @@ def _make_record(
             "method_label": config.method.label,
         },
         "config": plain(config),
-        "overrides": list(overrides),
+        "overrides": [override for override in overrides if not override.startswith("paths.")],  # a machine's
         "seed": config.seed,
         "seeds": config.seeds.filled(config.seed),
         "hashes": {

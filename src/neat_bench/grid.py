@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from neat_bench.config import compose
-from neat_bench.errors import InputError
+from omegaconf import OmegaConf
+
+from neat_bench.config import CONFIGS, build, build_dataclass, compose
+from neat_bench.errors import InputError, nearest
+from neat_bench.experiment import path_of
 from neat_bench.results.selection import validation_score
 from neat_bench.results.store import read_record
-from neat_bench.sweep import Job, plan, run_sweep
+from neat_bench.sweep import plan, run_sweep
 
 
 @dataclass(kw_only=True)
@@ -77,8 +80,20 @@ class Grid:
         return [*chosen, f"optimizer.lr={rate:g}", f"seed={seed}"]
 
 
-def _planned(overrides: list[list[str]]) -> list[Job]:
-    return plan(overrides, [compose(each) for each in overrides])
+def load_grid(name: str) -> Grid:
+    """Return configs/grid/<name>.yaml; raises InputError for a name or content that is none."""
+    paths = {path.stem: path for path in sorted((CONFIGS / "grid").glob("*.yaml"))}
+    if name not in paths:
+        raise InputError(f"unknown grid '{name}'{nearest(name, paths)}")
+    return build_dataclass(Grid, OmegaConf.to_container(OmegaConf.load(paths[name])), f"grid {name}")
+
+
+def _run(overrides: list[list[str]]) -> dict[tuple[str, ...], Path]:
+    """Run what is not recorded yet of some command lines; return where the record of each is."""
+    if not overrides:
+        return {}
+    run_sweep(plan(overrides, [compose(each) for each in overrides]), [])
+    return {tuple(each): path_of(build(compose(each))) for each in overrides}
 
 
 def run_grid(grid: Grid, more: list[str]) -> None:
@@ -91,12 +106,7 @@ def run_grid(grid: Grid, more: list[str]) -> None:
         for dataset, name, row in grid.cells()
         if len(rates := grid.rates(row)) > 1
     }
-    flat = [each for settings in tuning.values() for each in settings]
-    paths: dict[tuple[str, ...], Path] = {}
-    if flat:
-        jobs = _planned(flat)
-        run_sweep(jobs, [])
-        paths = {tuple(job.overrides): job.path for job in jobs}
+    paths = _run([each for settings in tuning.values() for each in settings])
     reported = []
     for dataset, name, row in grid.cells():
         rates, best = grid.rates(row), 0
@@ -107,4 +117,4 @@ def run_grid(grid: Grid, more: list[str]) -> None:
             print(f"{dataset}  {name}: lr {rates[best]:g} of " + "  ".join(
                 f"{rate:g} {score:.4f}" for rate, score in zip(rates, scores, strict=True)))  # fmt: skip
         reported += [[*grid.overrides(dataset, name, row, rates[best], seed), *more] for seed in grid.seeds_of(dataset)]
-    run_sweep(_planned(reported), [])
+    _run(reported)

@@ -142,6 +142,7 @@ def _write_whole_folder(
     _write(made, folder / f"all{suffix}.tex", latex_document(names))
     _write(made, folder / f"ledger{suffix}.md", ledger_markdown(ledger))
     _write(made, folder / f"ledger{suffix}.csv", ledger_csv(ledger))
-    _write(made, folder / f"reproduction{suffix}.md", reproduction_markdown(reproduced))
-    _write(made, folder / f"reproduction{suffix}.csv", reproduction_csv(reproduced))
+    if reproduced:
+        _write(made, folder / f"reproduction{suffix}.md", reproduction_markdown(reproduced))
+        _write(made, folder / f"reproduction{suffix}.csv", reproduction_csv(reproduced))
     _write(made, results / f"report{suffix}.html", render_report(shown, tuning, ledger, reproduced, made.refused))

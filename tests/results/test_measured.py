@@ -1,0 +1,51 @@
+"""The measured results that are committed: the tables say what the records say, and these are fit to be shown."""
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from neat_bench.config import CONFIGS, build_dataclass
+from neat_bench.grid import load_grid
+from neat_bench.results.render import to_csv, to_markdown
+from neat_bench.results.store import read_records
+from neat_bench.results.tables import TableSpec, build_tables
+
+GRIDS = CONFIGS.parent / "results" / "grids"
+NAMES = sorted(path.name for path in GRIDS.iterdir() if (path / "tables").is_dir())
+
+
+@pytest.fixture
+def records_of(tmp_path):
+    """Return (grid) -> its records as a clone has them, without items."""
+    return lambda grid: [
+        record | {"path": str(tmp_path / Path(record["path"]).name)} for record in read_records(GRIDS / grid)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tables_of_a_grid_are_what_its_records_give(name, records_of):
+    records = records_of(name)
+    assert records
+    for table in load_grid(name).tables:
+        written = GRIDS / name / "tables" / f"{table}.md"
+        spec = build_dataclass(
+            TableSpec, OmegaConf.to_container(OmegaConf.load(CONFIGS / "table" / f"{table}.yaml")), table
+        )
+        made = build_tables(spec, records, [], "split_validation")
+        if made:
+            assert written.read_text() == "\n".join(map(to_markdown, made))
+            assert written.with_suffix(".csv").read_text() == to_csv(made)
+        else:
+            assert not written.exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_records_are_of_committed_code_and_of_nobodys_machine(name):
+    for path in (GRIDS / name / "runs").rglob("seed*.json"):
+        text = path.read_text()
+        record = json.loads(text)
+        assert record["environment"]["code"]["dirty"] is False, path
+        assert record["config"]["trainer"]["limit_train"] is None
+        assert not [word for word in ("/home/", "/tmp/", "/root/", "/work/") if word in text], path
