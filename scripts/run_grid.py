@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("grid", help="name of a file in configs/grid")
     parser.add_argument("--dataset", action="append", help="run this data set of the grid alone; may be repeated")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="paths, launcher, logger, checkpoint")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options may follow the grid's name
     try:
         grid = load_grid(arguments.grid)
         for override in arguments.overrides:
