@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from neat_bench.results.ledger import Entry
 from neat_bench.results.render import MEBI
@@ -27,6 +28,8 @@ MARKERS = "osD^vP*X<>pd"
 CORE = ("neat", "lora", "dora", "full", "red", "linear_probe", "neat_s", "bitfit", "pissa", "gift", "untuned")
 LINES = ("-", "--", "-.", ":")
 MOST_LABELS = 14  # beyond these only the front and the baseline carry a name
+MOST_BANDS = 6  # beyond these the bands of learning curves hide each other
+NEAR, APART = 0.05, 6.0  # costs that differ by less (a share) stand so many points beside each other
 STYLE: Any = {
     "figure.dpi": 150,
     "font.size": 9,
@@ -84,23 +87,40 @@ def _legend_below(figure: Figure, panels: list[Axes]) -> None:
     figure.legend(found.values(), found.keys(), loc="lower center", ncols=min(5, len(found)), fontsize=7.5)
 
 
-def _name_points(figure: Figure, axes: Axes, names: dict[tuple[float, float], str]) -> None:
-    """Write names beside points, pushed apart upwards where they would cover each other."""
+def _set_apart(costs: list[float]) -> list[float]:
+    """Return by how many points (1/72 inch) to shift each mark sideways, so that near-equal costs do not cover it."""
+    shifts = [0.0] * len(costs)
+    order = sorted(range(len(costs)), key=lambda i: costs[i])
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and costs[index] <= costs[groups[-1][-1]] * (1 + NEAR):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    for group in groups:
+        for place, index in enumerate(group):
+            shifts[index] = APART * (place - (len(group) - 1) / 2)
+    return shifts
+
+
+def _name_points(figure: Figure, axes: Axes, names: list[tuple[str, tuple[float, float], float]]) -> None:
+    """Write names beside points (name, place, shift), pushed apart upwards where they would cover each other."""
     figure.draw_without_rendering()  # limits and layout are final from here on
     scale = figure.dpi / 72
     placed: list[tuple[float, float, float]] = []
-    for point in sorted(names, key=lambda each: each[1]):
+    for name, point, shift in sorted(names, key=lambda each: (each[1][1], each[2])):
         x, y = axes.transData.transform(point)
-        width, offset = 5.0 * scale * len(names[point]), 3.0 * scale
+        x += shift * scale
+        width, offset = 5.0 * scale * len(name), 3.0 * scale
         while any(
             abs(y + offset - other) < 9 * scale and x < right and left < x + width for left, right, other in placed
         ):
             offset += 2 * scale
         placed.append((x, x + width, y + offset))
         line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.5"} if offset > 6 * scale else None
-        axes.annotate(
-            names[point], point, xytext=(6, offset / scale), textcoords="offset points", fontsize=7.5, arrowprops=line
-        )
+        mark = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
+        text = {"xytext": (6, offset / scale), "textcoords": "offset points", "fontsize": 7.5}
+        axes.annotate(name, point, xycoords=mark, arrowprops=line, **text)
 
 
 def _headline(table: Table) -> str:
@@ -140,14 +160,20 @@ def _against(table: Table, cost: Callable[[Row], float], label: str, log: bool) 
     axes = figure.subplots()
     along = [costs[i] for i in front], [means[i] for i in front]
     axes.plot(*along, color="0.6", linewidth=1, zorder=1, drawstyle="steps-post", label="Pareto front")
-    names = {}
+    names = []
+    shifts = _set_apart(costs) if log else [0.0] * len(rows)
     for index, (row, look) in enumerate(zip(rows, _looks([row.method for row in rows]), strict=True)):
         at = costs[index], means[index]
         low, high = (100 * end for end in interval(scores[index]) or (at[1] / 100,) * 2)
+        beside = ScaledTranslation(shifts[index] / 72, 0, figure.dpi_scale_trans)
         look = look | {"linestyle": "none", "clip_on": False}
-        axes.errorbar(*at, [[at[1] - low], [high - at[1]]], markersize=6, capsize=2, elinewidth=0.8, zorder=2, **look)
+        drawn = axes.errorbar(
+            *at, [[at[1] - low], [high - at[1]]], markersize=6, capsize=2, elinewidth=0.8, zorder=2, **look
+        )
+        for artist in drawn.get_children():  # once the limits have taken in where it truly is
+            artist.set_transform(axes.transData + beside)
         if len(rows) <= MOST_LABELS or index in front or row.method == table.spec.baseline:
-            names[at] = row.label
+            names.append((row.label, at, shifts[index]))
     if log:
         axes.set_xscale("symlog", linthresh=max(1.0, min((c for c in costs if c > 0), default=1.0)))
         axes.set_xlim(left=0 if min(costs) == 0 else min(costs) / 2)
@@ -173,7 +199,7 @@ def _curve(row: Row, task: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def learning_curves(table: Table) -> Figure | None:
-    """Return the reported score after each evaluation: mean over seeds, and the range of one standard deviation."""
+    """Return the reported score after each evaluation: mean over seeds, with few rows also one standard deviation."""
     tasks = [task for task in table.spec.columns if any(_curve(row, task) for row in table.rows)]
     if not tasks or len(table.rows) > MOST_LABELS:
         return None
@@ -185,7 +211,7 @@ def learning_curves(table: Table) -> Figure | None:
             steps, scores = found
             mean = scores.mean(axis=0)
             panel.plot(steps, mean, label=row.label, markersize=3.5, linewidth=1.2, **look)
-            if len(scores) > 1:
+            if len(scores) > 1 and len(table.rows) <= MOST_BANDS:
                 spread = scores.std(axis=0, ddof=1)
                 panel.fill_between(steps, mean - spread, mean + spread, color=look["color"], alpha=0.12, linewidth=0)
         panel.set_title(table.spec.columns[task], fontsize=9)
