@@ -93,6 +93,7 @@ def test_every_other_command_is_known_here():
         "python scripts/make_tables.py --table quickstart --print",
         "python scripts/make_tables.py --protocol best_dev",
         "python scripts/run_grid.py embedded",  # tests/test_grid.py runs a small one
+        "python scripts/make_tables.py --grid embedded",
         "python scripts/make_tables.py --table packaged_images --print",
         "python scripts/make_tables.py --table ablation --print",
         "python scripts/make_tables.py --table packaged_language --print",
