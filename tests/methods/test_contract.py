@@ -136,6 +136,11 @@ def test_parameters_are_counted_by_the_docstrings_formula(make_model, name, arch
     each = case.each and sum(case.each(method, out, inputs) for _, out, inputs in sizes)
     expected = each or case.whole(method, sizes)
     assert sum(value.numel() for value in adapter_parameters(model).values()) == expected > 0
+    # as budgets and count_parameters count: without weights, shared factors once
+    if not method.prepare_batches and method.size_kind != "share":
+        bare = make_model(architecture)[0].to("meta")
+        attach(method, bare)
+        assert sum(value.numel() for value in adapter_parameters(bare).values()) == expected
 
 
 @pytest.mark.parametrize(("name", "architecture"), pairs(CASES | PEFT, CLASSIFIERS))

@@ -55,8 +55,10 @@ class GIFT(MapMethod):
             check_rank(self.rank, place, weight)
             inputs = weight.shape[1]
             if place.role not in shared:
-                P, Q = nn.Parameter(torch.empty(self.rank, inputs)), nn.Parameter(torch.zeros(inputs, self.rank))
-                nn.init.kaiming_uniform_(P, a=math.sqrt(5))
+                drawn = nn.init.kaiming_uniform_(torch.empty(self.rank, inputs), a=math.sqrt(5))
+                # where they are to stay: parameters that move to the meta device are no longer shared
+                there = weight.device
+                P, Q = nn.Parameter(drawn.to(there)), nn.Parameter(torch.zeros(inputs, self.rank, device=there))
                 shared[place.role] = P, Q
             P, Q = shared[place.role]
             if P.shape[1] != inputs:

@@ -78,11 +78,14 @@ class LoRTA(MapMethod):
         layers = max(place.layer for place in places) + 1
         shapes = {"A": (d, self.rank), "B": (self.rank, d // heads), "heads": (heads, self.rank),
                   "matrices": (len(ROLES), self.rank), "layers": (layers, self.rank)}  # fmt: skip
-        factors = {name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
-        for name, factor in factors.items():
+        drawn = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        for name, factor in drawn.items():
             if name != "B":
                 nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
-        factors["A"].data *= self.init_scale
+        drawn["A"] *= self.init_scale
+        # where they are to stay: parameters that move to the meta device are no longer shared
+        there = weight_at(places[0], self.name).device
+        factors = {name: nn.Parameter(factor.to(there)) for name, factor in drawn.items()}
         for place in places:
             adapt(model, place, LoRTAMap(factors, place.layer, ROLES.index(place.role), self.alpha / self.rank))
 
