@@ -37,6 +37,9 @@ def main() -> None:
         run_grid(grid, ["logger=none", f"paths.results={results}", *arguments.overrides])
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
     make = [sys.executable, str(CONFIGS.parent / "scripts" / "make_tables.py"), "--grid", arguments.grid]
     sys.exit(subprocess.run([*make, "--results", results, "--print"]).returncode)
 
