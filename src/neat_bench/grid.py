@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -85,7 +86,8 @@ def load_grid(name: str) -> Grid:
     paths = {path.stem: path for path in sorted((CONFIGS / "grid").glob("*.yaml"))}
     if name not in paths:
         raise InputError(f"unknown grid '{name}'{nearest(name, paths)}")
-    return build_dataclass(Grid, OmegaConf.to_container(OmegaConf.load(paths[name])), f"grid {name}")
+    values: Any = OmegaConf.to_container(OmegaConf.load(paths[name]))
+    return build_dataclass(Grid, values, f"grid {name}")
 
 
 def _run(overrides: list[list[str]]) -> dict[tuple[str, ...], Path]:

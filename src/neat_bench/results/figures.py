@@ -119,7 +119,7 @@ def _name_points(figure: Figure, axes: Axes, names: list[tuple[str, tuple[float,
         placed.append((x, x + width, y + offset))
         line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.5"} if offset > 6 * scale else None
         mark = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
-        text = {"xytext": (6, offset / scale), "textcoords": "offset points", "fontsize": 7.5}
+        text: Any = {"xytext": (6, offset / scale), "textcoords": "offset points", "fontsize": 7.5}
         axes.annotate(name, point, xycoords=mark, arrowprops=line, **text)
 
 
