@@ -94,8 +94,9 @@ def _run(overrides: list[list[str]]) -> dict[tuple[str, ...], Path]:
     """Run what is not recorded yet of some command lines; return where the record of each is."""
     if not overrides:
         return {}
-    run_sweep(plan(overrides, [compose(each) for each in overrides]), [])
-    return {tuple(each): path_of(build(compose(each))) for each in overrides}
+    composed = [compose(each) for each in overrides]
+    run_sweep(plan(overrides, composed), [])
+    return {tuple(each): path_of(build(config)) for each, config in zip(overrides, composed, strict=True)}
 
 
 def run_grid(grid: Grid, more: list[str]) -> None:
