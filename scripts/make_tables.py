@@ -15,12 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from omegaconf import OmegaConf
-
-from neat_bench.config import CONFIGS, build_dataclass
+from neat_bench.config import load_named, names_in
 from neat_bench.errors import InputError, nearest
 from neat_bench.evaluation.protocols import PROTOCOLS
-from neat_bench.grid import load_grid
+from neat_bench.grid import Grid
 from neat_bench.results.publish import publish
 from neat_bench.results.tables import TableSpec
 
@@ -60,20 +58,16 @@ def main() -> None:
 
 
 def _specs(arguments: argparse.Namespace) -> dict[str, TableSpec]:
-    paths = {path.stem: path for path in sorted((CONFIGS / "table").glob("*.yaml"))}
-    if arguments.table and arguments.table not in paths:
-        raise InputError(f"unknown table '{arguments.table}'{nearest(arguments.table, paths)}")
-    names = [arguments.table] if arguments.table else list(paths)
-    if arguments.grid:
-        names = [name for name in load_grid(arguments.grid).tables if arguments.table in (None, name)]
-    specs = {}
-    for name in names:
-        values = OmegaConf.to_container(OmegaConf.load(paths[name]))
-        spec = build_dataclass(TableSpec, values, f"table {name}")
+    names = load_named(Grid, "grid", arguments.grid).tables if arguments.grid else names_in("table")
+    if arguments.table:
+        if arguments.table not in names:
+            raise InputError(f"unknown table '{arguments.table}'{nearest(arguments.table, names)}")
+        names = [arguments.table]
+    specs = {name: load_named(TableSpec, "table", name) for name in names}
+    for spec in specs.values():
         spec.where |= dict(pair.split("=", 1) for pair in arguments.where)
         spec.unequal_tuning |= arguments.unequal_tuning
         spec.baseline = arguments.baseline or spec.baseline
-        specs[name] = spec
     return specs
 
 

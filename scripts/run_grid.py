@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from neat_bench.config import CONFIGS, OUTSIDE_THE_RESULT
+from neat_bench.config import CONFIGS, OUTSIDE_THE_RESULT, load_named
 from neat_bench.errors import InputError, nearest
-from neat_bench.grid import load_grid, run_grid
+from neat_bench.grid import Grid, run_grid
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="paths, launcher, logger, checkpoint")
     arguments = parser.parse_intermixed_args()  # options may follow the grid's name
     try:
-        grid = load_grid(arguments.grid)
+        grid = load_named(Grid, "grid", arguments.grid)
         for override in arguments.overrides:
             if override.split("=")[0].split(".")[0] not in OUTSIDE_THE_RESULT:
                 raise InputError(f"{override} would change results: a grid's runs are what its file says")
@@ -33,7 +33,8 @@ def main() -> None:
             if dataset not in grid.datasets:
                 raise InputError(f"grid {arguments.grid} has no data set '{dataset}'{nearest(dataset, grid.datasets)}")
         grid.datasets = {name: grid.datasets[name] for name in arguments.dataset or grid.datasets}
-        results = str(CONFIGS.parent / "results" / "grids" / arguments.grid)
+        given = [each.partition("=")[2] for each in arguments.overrides if each.startswith("paths.results=")]
+        results = given[-1] if given else str(CONFIGS.parent / "results" / "grids" / arguments.grid)
         run_grid(grid, ["logger=none", f"paths.results={results}", *arguments.overrides])
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -3,20 +3,17 @@
 import json
 
 import pytest
-from omegaconf import OmegaConf
 
-from neat_bench.config import CONFIGS, build, build_dataclass, compose, plain
+from neat_bench.config import build, compose, load_named, names_in, plain
 from neat_bench.errors import InputError
-from neat_bench.grid import Column, Grid, Row, load_grid, run_grid
+from neat_bench.grid import Column, Grid, Row, run_grid
 from neat_bench.results.selection import validation_score
 from neat_bench.results.tables import TableSpec
 
-NAMES = [path.stem for path in sorted((CONFIGS / "grid").glob("*.yaml"))]
 
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names_in("grid"))
 def test_the_runs_of_a_grid_differ_in_method_and_rate_alone(name):
-    grid = load_grid(name)
+    grid = load_named(Grid, "grid", name)
     terms = {}
     for dataset, row_name, row in grid.cells():
         config = build(compose(grid.overrides(dataset, row_name, row, 1e-3, 1)))
@@ -29,7 +26,7 @@ def test_the_runs_of_a_grid_differ_in_method_and_rate_alone(name):
         assert terms.setdefault(dataset, values) == values, row_name
     shown = set()
     for each in grid.tables:
-        table = build_dataclass(TableSpec, OmegaConf.to_container(OmegaConf.load(CONFIGS / f"table/{each}.yaml")), each)
+        table = load_named(TableSpec, "table", each)
         shown |= {f"{table.suite}/{task}" for task in table.columns}
     assert set(grid.datasets) == shown
 

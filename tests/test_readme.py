@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from neat_bench.config import names_in
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)
@@ -178,8 +180,8 @@ def test_the_worked_example_of_own_data(command, tiny_folder, tmp_path, monkeypa
 
 def test_the_states_table_lists_every_method():
     table = README.split("## State")[1].split("\n## ")[0]
-    for path in (ROOT / "configs" / "method").glob("*.yaml"):
-        assert f"`{path.stem}`" in table
+    for name in names_in("method"):
+        assert f"`{name}`" in table
 
 
 def test_the_demos_output_is_the_tables_shape():

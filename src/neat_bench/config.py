@@ -173,6 +173,19 @@ def build_dataclass(cls: type, node: Mapping[str, Any], key: str) -> Any:
         raise InputError(f"{where}: {problem}") from None
 
 
+def names_in(group: str) -> list[str]:
+    """Return the names of the files in configs/<group>, sorted."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def load_named(cls: type, group: str, name: str) -> Any:
+    """Return configs/<group>/<name>.yaml as a dataclass; raises InputError for a name or content that is none."""
+    if name not in (names := names_in(group)):
+        raise InputError(f"unknown {group} '{name}'{nearest(name, names)}")
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
+    return build_dataclass(cls, values, f"{group} {name}")
+
+
 def build(composed: DictConfig) -> Config:
     """Check a composed config and turn it into objects, before anything is loaded.
 

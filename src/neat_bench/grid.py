@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-
-from neat_bench.config import CONFIGS, build, build_dataclass, compose
-from neat_bench.errors import InputError, nearest
+from neat_bench.config import build, compose
+from neat_bench.errors import InputError
 from neat_bench.experiment import path_of
 from neat_bench.results.selection import validation_score
 from neat_bench.results.store import read_record
@@ -79,15 +76,6 @@ class Grid:
         chosen = [f"method={row.method or name}", f"dataset={dataset}", *self.common]
         chosen += [*self.datasets[dataset].overrides, *row.overrides]
         return [*chosen, f"optimizer.lr={rate:g}", f"seed={seed}"]
-
-
-def load_grid(name: str) -> Grid:
-    """Return configs/grid/<name>.yaml; raises InputError for a name or content that is none."""
-    paths = {path.stem: path for path in sorted((CONFIGS / "grid").glob("*.yaml"))}
-    if name not in paths:
-        raise InputError(f"unknown grid '{name}'{nearest(name, paths)}")
-    values: Any = OmegaConf.to_container(OmegaConf.load(paths[name]))
-    return build_dataclass(Grid, values, f"grid {name}")
 
 
 def _run(overrides: list[list[str]]) -> dict[tuple[str, ...], Path]:

@@ -8,7 +8,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from neat_bench.config import CONFIGS, Config, build, compose, plain
+from neat_bench.config import CONFIGS, Config, build, compose, load_named, plain
 from neat_bench.errors import InputError
 from neat_bench.results.tables import TableSpec
 
@@ -64,12 +64,9 @@ def test_every_preset_composes_its_whole_grid_and_opens_with_its_command(name):
 
 
 def test_every_table_is_valid():
-    from neat_bench.config import build_dataclass
-
     methods = set(choices("method"))
     for name in choices("table"):
-        values = OmegaConf.to_container(OmegaConf.load(CONFIGS / "table" / f"{name}.yaml"))
-        spec = build_dataclass(TableSpec, values, name)
+        spec = load_named(TableSpec, "table", name)
         assert set(spec.rows) <= methods
         assert set(spec.published_tasks) <= set(spec.columns)
 

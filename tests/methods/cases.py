@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from conftest import logits_of, method_of
-from neat_bench.config import CONFIGS
+from neat_bench.config import names_in
 from neat_bench.methods.base import attach
 from neat_bench.methods.tensor_train import factors_of
 from neat_bench.models.roles import find_places, head_names
@@ -149,7 +149,7 @@ MIXED = {
     "spt": Case("parameters=700 rank=1 alpha=20", selects=lambda name: name.endswith("bias") or is_norm_name(name))
 }
 CASES = MAPS | EDITS | SELECTIONS | MIXED
-PEFT = {f"peft/{path.stem}": Case(on=("bert",)) for path in sorted((CONFIGS / "method" / "peft").glob("*.yaml"))}
+PEFT = {f"peft/{name}": Case(on=("bert",)) for name in names_in("method/peft")}
 
 
 def pairs(cases, kinds=EVERY):

@@ -23,7 +23,7 @@ from cases import (
 from torch import nn
 
 from conftest import logits_of, method_of, tiny_models
-from neat_bench.config import CONFIGS
+from neat_bench.config import names_in
 from neat_bench.methods.adapted import AdaptedLinear, layers_of, merge, unmerge
 from neat_bench.methods.base import attach
 from neat_bench.methods.state import load_state, save_state, trained_state
@@ -31,7 +31,7 @@ from neat_bench.models.roles import head_names
 
 
 def test_every_method_and_every_architecture_is_under_test():
-    shipped = {path.stem for path in (CONFIGS / "method").glob("*.yaml")}
+    shipped = set(names_in("method"))
     assert shipped - {"model_projection"} == {name.split()[0].rstrip(",") for name in CASES}
     assert set(EVERY) == set(tiny_models())
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from neat_bench.config import CONFIGS, build, compose
+from neat_bench.config import build, compose, names_in
 from neat_bench.errors import InputError
 from neat_bench.methods.base import attach
 from neat_bench.tasks.causal_lm import CausalLM
@@ -17,7 +17,7 @@ SIZES = {
     "llama3_2_3b": 3_212_749_824,
     "qwen3_8b": 8_190_735_360,
 }
-METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+METHODS = names_in("method")
 CORE = ("neat", "neat_s", "lora", "dora", "red", "full", "untuned", "bitfit", "linear_probe")
 
 

@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from neat_bench.config import CONFIGS, build_dataclass
-from neat_bench.grid import load_grid
+from neat_bench.config import CONFIGS, load_named
+from neat_bench.grid import Grid
 from neat_bench.results.render import to_csv, to_markdown
 from neat_bench.results.store import read_records
 from neat_bench.results.tables import TableSpec, build_tables
@@ -29,11 +28,9 @@ def records_of(tmp_path):
 def test_the_tables_of_a_grid_are_what_its_records_give(name, records_of):
     records = records_of(name)
     assert records
-    for table in load_grid(name).tables:
+    for table in load_named(Grid, "grid", name).tables:
         written = GRIDS / name / "tables" / f"{table}.md"
-        spec = build_dataclass(
-            TableSpec, OmegaConf.to_container(OmegaConf.load(CONFIGS / "table" / f"{table}.yaml")), table
-        )
+        spec = load_named(TableSpec, "table", table)
         made = build_tables(spec, records, [], "split_validation")
         if made:
             assert written.read_text() == "\n".join(map(to_markdown, made))

@@ -248,22 +248,20 @@ def test_a_published_average_over_other_tasks_is_not_shown():
 
 def test_no_published_value_is_lost_by_the_shipped_tables():
     """Each value of a source that a table shows, for a task it shows, stands in exactly one row."""
-    from omegaconf import OmegaConf
-
-    from neat_bench.config import CONFIGS, build_dataclass
+    from neat_bench.config import load_named, names_in
     from neat_bench.results.tables import NOT_THE_COLUMNS_METRIC
 
     published = load_published(ROOT / "results" / "published")
     shown_sources = set()
-    for path in sorted((CONFIGS / "table").glob("*.yaml")):
-        spec = build_dataclass(TableSpec, OmegaConf.to_container(OmegaConf.load(path)), path.stem)
+    for name in names_in("table"):
+        spec = load_named(TableSpec, "table", name)
         shown_sources |= set(spec.published)
         tasks = {spec.published_tasks.get(task, task) for task in spec.columns}
         wanted = [v for v in published if v.suite == spec.suite and v.source in spec.published and v.task in tasks
                   and v.metric not in NOT_THE_COLUMNS_METRIC]  # fmt: skip
         rows = [row for table in build_tables(spec, [], published, "last") for row in table.published]
         found = [value for row in rows for task, value in row.values.items() if task in spec.columns]
-        assert sorted((v, s or 0) for v, s in found) == sorted((v.value, v.std or 0) for v in wanted), path.name
+        assert sorted((v, s or 0) for v, s in found) == sorted((v.value, v.std or 0) for v in wanted), name
     assert shown_sources == {value.source for value in published}
 
 
