@@ -28,6 +28,10 @@ def record(method, task, seed, score, overrides=(), config="aaa", **changes):
         "environment": {"device": "cpu", "code": {"commit": "c0ffee"}}, "flags": [],
         "path": f"nowhere/{method}/{task}/{config}/seed{seed}.json",
     }  # fmt: skip
+    for each in overrides:
+        key, _, value = each.partition("=")
+        group, _, field = key.partition(".")
+        made["config"].setdefault(group, {})[field] = value
     return made | changes
 
 

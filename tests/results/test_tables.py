@@ -101,7 +101,8 @@ def test_the_best_setting_by_validation_stands_for_its_method():
     assert [(row.method, row.cells["one"].mean) for row in table.rows] == [("lora", 0.71), ("neat", 0.80)]
     markdown = to_markdown(table)
     assert "Of every method 2 settings were tried in each column, chosen by validation score over seed 0" in markdown
-    assert table.rows[1].cells["one"].selection.chosen.settings == "optimizer.lr=1"
+    selection = table.rows[1].cells["one"].selection
+    assert selection.setting(selection.chosen) == "optimizer.lr=1"
 
 
 def test_new_seeds_are_reported_after_tuning_and_the_tuning_seed_is_not():

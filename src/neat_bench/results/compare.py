@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from neat_bench.results.cells import items_of
-from neat_bench.results.report import flattened
 from neat_bench.results.significance import mcnemar
+from neat_bench.results.store import flattened
 
 MOST_ITEMS = 10
 

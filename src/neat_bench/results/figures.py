@@ -7,6 +7,7 @@ print in grey reads as well.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, SymmetricalLogLocator
 from matplotlib.transforms import ScaledTranslation
 
 from neat_bench.results.ledger import Entry
@@ -27,7 +28,7 @@ MARKERS = "osD^vP*X<>pd"
 # always the same look
 CORE = ("neat", "lora", "dora", "full", "red", "linear_probe", "neat_s", "bitfit", "pissa", "gift", "untuned")
 LINES = ("-", "--", "-.", ":")
-MOST_LABELS = 14  # beyond these only the front and the baseline carry a name
+MOST_LABELS = 14  # beyond these there is no legend, and only the front and the baseline carry a name
 MOST_BANDS = 6  # beyond these the bands of learning curves hide each other
 NEAR, APART = 0.05, 6.0  # costs that differ by less (a share) stand so many points beside each other
 STYLE: Any = {
@@ -61,15 +62,17 @@ def _looks(methods: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many panels, at most four across."""
+def _panels(count: int, labels: list[str]) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many panels, at most four across, and room below for a legend of these labels."""
     across = min(4, count)
     down = -(-count // across)
     # margins in inches, not a layout engine: with many panels that takes longer than the drawing
-    width, height = max(5.6, 3.2 * across), 3.1 * down + 0.7
+    width = max(5.6, 3.2 * across)
+    below = 0.75 + 0.155 * -(-len(labels) // _legend_columns(width, labels))
+    height = 3.1 * down - 0.5 + below
     figure = Figure(figsize=(width, height))
-    gaps = {"wspace": 0.75 * across / (width - 1.0) * 1.1, "hspace": 0.85 * down / (height - 1.5)}
-    figure.subplots_adjust(0.65 / width, 1.2 / height, 1 - 0.15 / width, 1 - 0.3 / height, **gaps)
+    gaps = {"wspace": 0.75 * across / (width - 1.0) * 1.1, "hspace": 0.85 * down / (height - 0.3 - below)}
+    figure.subplots_adjust(0.65 / width, below / height, 1 - 0.15 / width, 1 - 0.3 / height, **gaps)
     panels = list(figure.subplots(down, across, squeeze=False).flatten())
     for panel in panels:
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -79,12 +82,18 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, panels[:count]
 
 
+def _legend_columns(width: float, labels: list[str]) -> int:
+    """Return how many columns of a legend at 7.5 points fit into a width in inches, at most five."""
+    return max(1, min(5, len(labels), int(width / (0.5 + 0.057 * max(map(len, labels))))))
+
+
 def _legend_below(figure: Figure, panels: list[Axes]) -> None:
     """Put one legend for all panels under them."""
     found = {
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(found.values(), found.keys(), loc="lower center", ncols=min(5, len(found)), fontsize=7.5)
+    columns = _legend_columns(figure.get_figwidth(), list(found))
+    figure.legend(found.values(), found.keys(), loc="lower center", ncols=columns, fontsize=7.5)
 
 
 def _set_apart(costs: list[float]) -> list[float]:
@@ -128,6 +137,11 @@ def _headline(table: Table) -> str:
     return AVERAGE if len(table.spec.columns) > 1 else next(iter(table.spec.columns))
 
 
+def _title(figure: Figure, table: Table) -> None:
+    """Write the table's title above the figure, in as many lines as it needs."""
+    figure.suptitle(textwrap.fill(f"{table.spec.title}: {table.heading}", int(13 * figure.get_figwidth())), fontsize=9)
+
+
 def _y_label(table: Table, column: str) -> str:
     if column == AVERAGE:
         return "Average over tasks (%)"
@@ -156,7 +170,8 @@ def _against(table: Table, cost: Callable[[Row], float], label: str, log: bool) 
     scores = [list(row.scores(column, table.spec).values()) for row in rows]
     means = [100 * float(np.mean(each)) for each in scores]
     front = pareto(list(zip(costs, means, strict=True)))
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    told = len(rows) <= MOST_LABELS
+    figure = Figure(figsize=(7.6 if told else 6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     along = [costs[i] for i in front], [means[i] for i in front]
     axes.plot(*along, color="0.6", linewidth=1, zorder=1, drawstyle="steps-post", label="Pareto front")
@@ -168,21 +183,29 @@ def _against(table: Table, cost: Callable[[Row], float], label: str, log: bool) 
         beside = ScaledTranslation(shifts[index] / 72, 0, figure.dpi_scale_trans)
         look = look | {"linestyle": "none", "clip_on": False}
         drawn = axes.errorbar(
-            *at, [[at[1] - low], [high - at[1]]], markersize=6, capsize=2, elinewidth=0.8, zorder=2, **look
-        )
+            *at, [[at[1] - low], [high - at[1]]], label=row.label if told else None,
+            markersize=6, capsize=2, elinewidth=0.8, zorder=2, **look,
+        )  # fmt: skip
         for artist in drawn.get_children():  # once the limits have taken in where it truly is
             artist.set_transform(axes.transData + beside)
-        if len(rows) <= MOST_LABELS or index in front or row.method == table.spec.baseline:
+        if index in front or row.method == table.spec.baseline:
             names.append((row.label, at, shifts[index]))
     if log:
-        axes.set_xscale("symlog", linthresh=max(1.0, min((c for c in costs if c > 0), default=1.0)))
-        axes.set_xlim(left=0 if min(costs) == 0 else min(costs) / 2)
+        least = max(1.0, min((c for c in costs if c > 0), default=1.0))
+        axes.set_xscale("symlog", linthresh=least)
+        axes.set_xlim(0 if min(costs) == 0 else least / 2, 2 * max(least, *costs))
+        steps = (1,) if max(costs) > 30 * least else (1, 2, 5)
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=least, subs=steps))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel(label)
     axes.set_ylabel(_y_label(table, column))
-    axes.set_title(f"{table.spec.title}: {table.heading}", fontsize=9)
-    axes.legend(loc="lower right", fontsize=7.5)
-    axes.margins(x=0.12)
-    _name_points(figure, axes, names)
+    _title(figure, table)
+    if told:
+        figure.legend(loc="outside right center", fontsize=7.5)
+    else:
+        axes.legend(loc="lower right", fontsize=7.5)
+        axes.margins(x=0.12)
+        _name_points(figure, axes, names)
     return figure
 
 
@@ -203,7 +226,7 @@ def learning_curves(table: Table) -> Figure | None:
     tasks = [task for task in table.spec.columns if any(_curve(row, task) for row in table.rows)]
     if not tasks or len(table.rows) > MOST_LABELS:
         return None
-    figure, panels = _panels(len(tasks))
+    figure, panels = _panels(len(tasks), [row.label for row in table.rows])
     for panel, task in zip(panels, tasks, strict=True):
         for row, look in zip(table.rows, _looks([row.method for row in table.rows]), strict=True):
             if (found := _curve(row, task)) is None:
@@ -252,7 +275,7 @@ def ablation(table: Table, key: str) -> Figure | None:
     axes.set_xticks(range(len(values)), [str(value) for value in values])
     axes.set_xlabel(key.removeprefix("method.").replace("_", " "))
     axes.set_ylabel(_y_label(table, column))
-    axes.set_title(f"{table.spec.title}: {table.heading}", fontsize=9)
+    _title(figure, table)
     axes.legend(fontsize=7.5)
     return figure
 
@@ -323,12 +346,11 @@ def best_of_k(entries: list[Entry]) -> Figure | None:
             tasks.setdefault(entry.task, []).append(entry)
     if not tasks:
         return None
-    figure, panels = _panels(len(tasks))
+    figure, panels = _panels(len(tasks), list({entry.method: None for tuned in tasks.values() for entry in tuned}))
     for panel, (task, tuned) in zip(panels, tasks.items(), strict=True):
         for entry, look in zip(tuned, _looks([entry.name for entry in tuned]), strict=True):
             curve = [100 * value for value in entry.selection.best_of()]
             panel.plot(range(1, len(curve) + 1), curve, label=entry.method, markersize=4, linewidth=1.2, **look)
-        panel.set_xticks(range(1, max(entry.selection.tried for entry in tuned) + 1))
         panel.set_xlabel("settings tried")
         panel.set_ylabel("expected score of the best (%)")
         panel.set_title(task, fontsize=9)

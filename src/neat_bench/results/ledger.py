@@ -61,7 +61,7 @@ def _line(entry: Entry) -> list[str]:
     return [
         entry.suite, entry.task, entry.model, entry.method, str(entry.selection.tried),
         " ".join(map(str, sorted(entry.selection.tuned_on))), str(runs), f"{entry.hours:.3f}",
-        chosen.settings or "as shipped", f"{100 * chosen.validation(seeds):.1f}", f"{100 * chosen.score(reported):.1f}",
+        entry.selection.setting(chosen), f"{100 * chosen.validation(seeds):.1f}", f"{100 * chosen.score(reported):.1f}",
         curve,
     ]  # fmt: skip
 

@@ -219,7 +219,7 @@ def to_csv(tables: list[Table]) -> str:
                 if (cell := row.cells.get(column)) is not None:
                     line |= {
                         "metric": cell.metric, "settings_tried": cell.selection.tried,
-                        "setting": cell.selection.chosen.settings, "parameters": cell.parameters,
+                        "setting": cell.selection.setting(cell.selection.chosen), "parameters": cell.parameters,
                         "train_seconds": f"{cell.seconds:.2f}", "peak_memory_bytes": cell.memory,
                         "flags": " ".join(f"seed{s}:{flag}" for s, flags in cell.flags.items() for flag in flags),
                     }  # fmt: skip

@@ -17,6 +17,7 @@ from neat_bench.results.cells import Cell, items_of
 from neat_bench.results.ledger import Entry
 from neat_bench.results.render import cell_text, facts, over_tasks_cells, parameter_text, published_cells, seeds_text
 from neat_bench.results.reproduction import Reproduction
+from neat_bench.results.store import common_part, flattened
 from neat_bench.results.tables import Table
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -42,22 +43,6 @@ class Drawn:
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
 
-def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return a nested config as dotted key -> value, as JSON."""
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            found |= flattened(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = json.dumps(value, sort_keys=True)
-    return found
-
-
-def _common(configs: list[dict[str, str]]) -> dict[str, str]:
-    """Return what all configs say alike."""
-    return {key: value for key, value in configs[0].items() if all(each.get(key) == value for each in configs[1:])}
-
-
 def _wrong(cell: Cell, protocol: str) -> dict[str, Any] | None:
     """Return how many reported items of the first seed there are, how many are right, and some that are not."""
     items = items_of(cell.selection.runs[0], protocol)
@@ -80,11 +65,11 @@ def _cell(cell: Cell, config: dict[str, str], protocol: str) -> dict[str, Any]:
     return {
         "metric": cell.metric,
         "interval": None if between is None else [round(100 * end, 2) for end in between],
-        "setting": selection.chosen.settings or "as shipped",
+        "setting": selection.setting(selection.chosen),
         "tuned_on": sorted(tuned),
         "tried": [
             [
-                each.settings or "as shipped",
+                selection.setting(each),
                 round(100 * each.validation(tuned or set(each.by_seed)), 2),
                 sorted(each.by_seed),
             ]
@@ -114,7 +99,7 @@ def _table(name: str, table: Table, figures: Iterable[Drawn]) -> dict[str, Any]:
         (index, task): flattened(cell.selection.runs[0]["config"])
         for index, row in enumerate(table.rows) for task, cell in row.cells.items()
     }  # fmt: skip
-    common = _common(list(configs.values())) if configs else {}
+    common = common_part(list(configs.values())) if configs else {}
     opened: dict[str, Any] = {}
     rows = []
     for index, row in enumerate(table.rows):

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.special import comb
 
+from neat_bench.results.store import common_part, flattened
+
 # command-line choices that say where a run stands in a table, or change nothing that is measured
 _NO_SETTING = (
     "method",
@@ -64,11 +66,6 @@ class Variant:
         """The runs by seed, in order."""
         return {run["seed"]: run for run in sorted(self.runs, key=lambda run: run["seed"])}
 
-    @property
-    def settings(self) -> str:
-        """The setting as the command line gave it."""
-        return settings_of(self.runs[0])
-
     def validation(self, seeds: set[int]) -> float:
         """Return the mean validation score over seeds."""
         return float(np.mean([validation_score(run, self.protocol) for s, run in self.by_seed.items() if s in seeds]))
@@ -96,6 +93,14 @@ class Selection:
     def tried(self) -> int:
         """How many settings were tried."""
         return len(self.variants)
+
+    def setting(self, variant: Variant) -> str:
+        """Return what sets a setting apart from the others tried; of a single one, what the command line gave."""
+        if self.tried == 1:
+            return settings_of(variant.runs[0]) or "as shipped"
+        own = flattened(variant.runs[0]["config"])
+        alike = common_part([flattened(each.runs[0]["config"]) for each in self.variants])
+        return " ".join(f"{key}={value}" for key, value in own.items() if key not in alike).replace('"', "")
 
     def best_of(self) -> list[float]:
         """Return for k = 1 ... tried the reported score expected of the best of k settings drawn at random.

@@ -24,6 +24,22 @@ FAILED = ".failed.txt"
 REQUIRED = ("schema", "source", "names", "config", "hashes", "seed", "results", "parameters", "cost")
 
 
+def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return a nested config as dotted key -> value, as JSON."""
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= flattened(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = json.dumps(value, sort_keys=True)
+    return found
+
+
+def common_part(configs: list[dict[str, str]]) -> dict[str, str]:
+    """Return what all flattened configs say alike."""
+    return {key: value for key, value in configs[0].items() if all(each.get(key) == value for each in configs[1:])}
+
+
 def record_path(results: Path, suite: str, task: str, model: str, method: str, config: str, seed: int) -> Path:
     """Return where the record of a run belongs."""
     return results / "runs" / suite / task / model / method / config / f"seed{seed}.json"
