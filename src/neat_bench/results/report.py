@@ -17,7 +17,7 @@ from neat_bench.results.cells import Cell, items_of
 from neat_bench.results.ledger import Entry
 from neat_bench.results.render import cell_text, facts, over_tasks_cells, parameter_text, published_cells, seeds_text
 from neat_bench.results.reproduction import Reproduction
-from neat_bench.results.store import common_part, flattened
+from neat_bench.results.store import flattened
 from neat_bench.results.tables import Table
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -41,6 +41,11 @@ class Drawn:
     def uri(self) -> str:
         """The picture as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
+
+
+def _common(configs: list[dict[str, str]]) -> dict[str, str]:
+    """Return what all configs say alike."""
+    return {key: value for key, value in configs[0].items() if all(each.get(key) == value for each in configs[1:])}
 
 
 def _wrong(cell: Cell, protocol: str) -> dict[str, Any] | None:
@@ -99,7 +104,7 @@ def _table(name: str, table: Table, figures: Iterable[Drawn]) -> dict[str, Any]:
         (index, task): flattened(cell.selection.runs[0]["config"])
         for index, row in enumerate(table.rows) for task, cell in row.cells.items()
     }  # fmt: skip
-    common = common_part(list(configs.values())) if configs else {}
+    common = _common(list(configs.values())) if configs else {}
     opened: dict[str, Any] = {}
     rows = []
     for index, row in enumerate(table.rows):

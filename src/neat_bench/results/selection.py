@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import comb
 
-from neat_bench.results.store import common_part, flattened
+from neat_bench.results.store import flattened
 
 # command-line choices that say where a run stands in a table, or change nothing that is measured
 _NO_SETTING = (
@@ -98,9 +98,10 @@ class Selection:
         """Return what sets a setting apart from the others tried; of a single one, what the command line gave."""
         if self.tried == 1:
             return settings_of(variant.runs[0]) or "as shipped"
-        own = flattened(variant.runs[0]["config"])
-        alike = common_part([flattened(each.runs[0]["config"]) for each in self.variants])
-        return " ".join(f"{key}={value}" for key, value in own.items() if key not in alike).replace('"', "")
+        own, *others = (flattened(each.runs[0]["config"]) for each in (variant, *self.variants))
+        # a field that older records lack is null in them
+        apart = [key for key in own if any(each.get(key, "null") != own[key] for each in others)]
+        return " ".join(f"{key}={own[key]}" for key in apart).replace('"', "")
 
     def best_of(self) -> list[float]:
         """Return for k = 1 ... tried the reported score expected of the best of k settings drawn at random.

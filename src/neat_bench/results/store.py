@@ -35,11 +35,6 @@ def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def common_part(configs: list[dict[str, str]]) -> dict[str, str]:
-    """Return what all flattened configs say alike."""
-    return {key: value for key, value in configs[0].items() if all(each.get(key) == value for each in configs[1:])}
-
-
 def record_path(results: Path, suite: str, task: str, model: str, method: str, config: str, seed: int) -> Path:
     """Return where the record of a run belongs."""
     return results / "runs" / suite / task / model / method / config / f"seed{seed}.json"
