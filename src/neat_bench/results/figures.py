@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, SymmetricalLogLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from neat_bench.results.ledger import Entry
 from neat_bench.results.render import MEBI
@@ -112,14 +112,13 @@ def _set_apart(costs: list[float]) -> list[float]:
     return shifts
 
 
-def _name_points(figure: Figure, axes: Axes, names: list[tuple[str, tuple[float, float], float]]) -> None:
-    """Write names beside points (name, place, shift), pushed apart upwards where they would cover each other."""
+def _name_points(figure: Figure, axes: Axes, names: list[tuple[str, tuple[float, float], Transform]]) -> None:
+    """Write names beside marks (name, place, transform), pushed apart upwards where they would cover each other."""
     figure.draw_without_rendering()  # limits and layout are final from here on
     scale = figure.dpi / 72
     placed: list[tuple[float, float, float]] = []
-    for name, point, shift in sorted(names, key=lambda each: (each[1][1], each[2])):
-        x, y = axes.transData.transform(point)
-        x += shift * scale
+    for name, point, beside in sorted(names, key=lambda each: each[1][::-1]):
+        x, y = beside.transform(point)
         width, offset = 5.0 * scale * len(name), 3.0 * scale
         while any(
             abs(y + offset - other) < 9 * scale and x < right and left < x + width for left, right, other in placed
@@ -127,9 +126,8 @@ def _name_points(figure: Figure, axes: Axes, names: list[tuple[str, tuple[float,
             offset += 2 * scale
         placed.append((x, x + width, y + offset))
         line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.5"} if offset > 6 * scale else None
-        mark = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
         text: Any = {"xytext": (6, offset / scale), "textcoords": "offset points", "fontsize": 7.5}
-        axes.annotate(name, point, xycoords=mark, arrowprops=line, **text)
+        axes.annotate(name, point, xycoords=beside, arrowprops=line, **text)
 
 
 def _headline(table: Table) -> str:
@@ -180,16 +178,16 @@ def _against(table: Table, cost: Callable[[Row], float], label: str, log: bool) 
     for index, (row, look) in enumerate(zip(rows, _looks([row.method for row in rows]), strict=True)):
         at = costs[index], means[index]
         low, high = (100 * end for end in interval(scores[index]) or (at[1] / 100,) * 2)
-        beside = ScaledTranslation(shifts[index] / 72, 0, figure.dpi_scale_trans)
+        beside = axes.transData + ScaledTranslation(shifts[index] / 72, 0, figure.dpi_scale_trans)
         look = look | {"linestyle": "none", "clip_on": False}
         drawn = axes.errorbar(
             *at, [[at[1] - low], [high - at[1]]], label=row.label if told else None,
             markersize=6, capsize=2, elinewidth=0.8, zorder=2, **look,
         )  # fmt: skip
         for artist in drawn.get_children():  # once the limits have taken in where it truly is
-            artist.set_transform(axes.transData + beside)
+            artist.set_transform(beside)
         if index in front or row.method == table.spec.baseline:
-            names.append((row.label, at, shifts[index]))
+            names.append((row.label, at, beside))
     if log:
         least = max(1.0, min((c for c in costs if c > 0), default=1.0))
         axes.set_xscale("symlog", linthresh=least)

@@ -163,16 +163,13 @@ class Table:
 
     def _compared(self, column: str) -> dict[int, Comparison]:
         assert self.baseline is not None
-        rows = {i: row for i, row in enumerate(self.rows) if row.scores(column, self.spec)}
-        if self.baseline not in rows:
-            return {}
         tasks = list(self.spec.columns) if column == AVERAGE else []
         sides = {
-            index: (row.scores(column, self.spec), row.cells.get(column), row.means(tasks))
-            for index, row in rows.items()
-        }
-        base = sides.pop(self.baseline)
-        return compare(base, sides, self.protocol)
+            index: (scores, row.cells.get(column), row.means(tasks))
+            for index, row in enumerate(self.rows) if (scores := row.scores(column, self.spec))
+        }  # fmt: skip
+        base = sides.pop(self.baseline, None)
+        return {} if base is None else compare(base, sides, self.protocol)
 
     def outcomes(self, index: int) -> tuple[int, int, int]:
         """Return in how many tasks a row is better than the baseline, not told apart from it, and worse."""
