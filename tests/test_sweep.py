@@ -199,8 +199,7 @@ def psutil_children(pid):
 
 
 def test_a_job_of_several_processes_is_launched_by_accelerate(sweep, tmp_path):
-    code, out, err = sweep("method=linear_probe", "launcher.processes=2",
-                           f"launcher.accelerate_config={ROOT}/configs/accelerate/ddp.yaml")  # fmt: skip
+    code, out, err = sweep("method=linear_probe", "launcher.processes=2")
     assert code == 0, out + err
     (path,) = (tmp_path / "results").rglob("seed0.json")
     assert json.loads(path.read_text())["environment"]["processes"] == 2

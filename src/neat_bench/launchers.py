@@ -66,10 +66,9 @@ class RunJob:
 
     def _launch(self, overrides: list[str], config_dirs: list[str]) -> None:
         """Run the job in several processes; hand signals on to them."""
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(self.settings.processes)]
-        if self.settings.accelerate_config:
-            command += ["--config_file", self.settings.accelerate_config]
-        command += [str(ENTRY), *overrides]
+        file = self.settings.accelerate_config or str(CONFIGS / "accelerate" / "ddp.yaml")
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file]
+        command += ["--num_processes", str(self.settings.processes), str(ENTRY), *overrides]
         if config_dirs:
             command.append(f"hydra.searchpath=[{','.join(config_dirs)}]")
         process = subprocess.Popen(command)
