@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import EngFormatter, MaxNLocator, SymmetricalLogLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
@@ -84,7 +85,8 @@ def _panels(count: int, labels: list[str]) -> tuple[Figure, list[Axes]]:
 
 def _legend_columns(width: float, labels: list[str]) -> int:
     """Return how many columns of a legend at 7.5 points fit into a width in inches, at most five."""
-    return max(1, min(5, len(labels), int(width / (0.5 + 0.057 * max(map(len, labels))))))
+    widest = max(TextPath((0, 0), label, size=7.5).get_extents().width for label in labels) / 72
+    return max(1, min(5, len(labels), int(width / (0.55 + widest))))  # beside a label: its line and the gap
 
 
 def _legend_below(figure: Figure, panels: list[Axes]) -> None:
