@@ -45,7 +45,8 @@ class LauncherSettings:
     name: local (this machine), slurm or ray. devices: jobs at a time on this machine, None for one a GPU, or one
     without GPUs. processes: of one job; several are started by `accelerate launch`, with the file that
     accelerate_config names (None: configs/accelerate/ddp.yaml). The rest is what a job on a cluster asks for; hours
-    also limits a local job. warning_seconds: how long before its time limit a Slurm job is told to save and is put back into the queue.
+    also limits a local job. warning_seconds: how long before its time limit a Slurm job is told to save and is put
+    back into the queue.
     """
 
     name: str = "local"

@@ -1,5 +1,7 @@
 """Figures: whatever the number of methods and the length of their labels, nothing is cut off."""
 
+import itertools
+
 import pytest
 from made import runs
 
@@ -65,4 +67,4 @@ def test_no_word_of_the_tuning_curves_is_cut_off():
     ((_, _, figure),) = tuning_figures(entries)
     assert not misplaced(figure)
     ticks = [text.get_window_extent() for text in figure.axes[0].get_xticklabels() if text.get_text()]
-    assert all(left.x1 < right.x0 for left, right in zip(ticks, ticks[1:], strict=False))
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(ticks))
