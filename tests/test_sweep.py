@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from neat_bench.config import LauncherSettings
+from neat_bench.config import LauncherSettings, compose
 from neat_bench.experiment import path_of, run
 from neat_bench.files import alone_at
 from neat_bench.launchers import RunJob
+from neat_bench.sweep import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -43,7 +44,8 @@ def test_jobs_give_what_they_give_alone_and_are_not_repeated(sweep, tiny_config,
     assert code == 0, err
     assert "4 jobs, 0 already recorded" in out
     assert "[4/4] linear_probe  own/words  tiny  seed 1" in out
-    assert "epoch 2/2" in out
+    assert "  [4] epoch 2/2" in out
+    assert "1 of 4 jobs to go, about 0 min" in out
     paths = sorted((tmp_path / "results").rglob("seed*.json"))
     assert len(paths) == 4
     swept = json.loads(path_of(tiny_config("method=linear_probe", "seed=1")).read_text())
@@ -55,6 +57,14 @@ def test_jobs_give_what_they_give_alone_and_are_not_repeated(sweep, tiny_config,
     assert "4 jobs, 4 already recorded" in out
     assert [path.stat().st_mtime_ns for path in paths] == written
     assert out.count("already recorded)") >= 4
+
+
+def test_a_jobs_title_tells_it_from_its_like(tiny_overrides):
+    lines = [[*tiny_overrides, f"method={method}", f"optimizer.lr={rate}", "seed=0"]
+             for method, rate in (("neat", 1e-3), ("neat", 1e-2), ("lora", 1e-2))]  # fmt: skip
+    titles = [job.title for job in plan(lines, [compose(each) for each in lines])]
+    start = "own/words  tiny  seed 0"
+    assert titles == [f"neat  {start}  optimizer.lr=0.001", f"neat  {start}  optimizer.lr=0.01", f"lora  {start}"]
 
 
 def test_a_failed_job_is_named_leaves_its_traceback_and_does_not_stop_the_others(sweep, tmp_path):

@@ -37,6 +37,8 @@ class Job:
     config: Config
     path: Path
     queued: SoftFileLease  # held from submission to end: the job's own process takes some time to make its claim
+    apart: list[str] = field(default_factory=list)  # overrides that tell it from jobs of the same method, data and seed
+    number: int = 0  # in the order of starting
     process: Handle | None = None
     device: int | None = None
     outcome: str = ""  # RECORDED, ALREADY_RECORDED or what went wrong
@@ -45,9 +47,10 @@ class Job:
 
     @property
     def title(self) -> str:
-        """Method, data set, model and seed."""
+        """Method, data set, model, seed, and what tells it from jobs that have these in common."""
         config = self.config
-        return f"{config.method.name}  {config.dataset.name}  {config.model.name}  seed {config.seed}"
+        names = config.method.name, config.dataset.name, config.model.name, f"seed {config.seed}"
+        return "  ".join([*names, *self.apart])
 
     @property
     def recorded(self) -> bool:
@@ -83,6 +86,13 @@ def plan(job_overrides: Sequence[Sequence[str]], composed: Sequence[DictConfig])
         config = build(job_config)
         path = path_of(config)
         jobs.setdefault(path, Job(list(overrides), config, path, lease_of(path, ".queued")))
+    alike: dict[str, list[Job]] = {}
+    for job in jobs.values():
+        alike.setdefault(job.title, []).append(job)
+    for same in alike.values():
+        shared = set.intersection(*(set(job.overrides) for job in same))
+        for job in same:
+            job.apart = [each for each in job.overrides if each not in shared]
     return list(jobs.values())
 
 
@@ -108,7 +118,7 @@ def _work(waiting: list[Job], config_dirs: list[str]) -> None:
     submit = submitter(waiting[0].config)
     devices: list[int | None] = list(_devices(settings))
     running: list[Job] = []
-    total, number, said = len(waiting), 0, False
+    total, number, ended, said, start = len(waiting), 0, 0, False, time.monotonic()
     try:
         while waiting or running:
             while waiting and (devices or settings.name != "local"):
@@ -124,6 +134,7 @@ def _work(waiting: list[Job], config_dirs: list[str]) -> None:
                     job.outcome = ALREADY_RECORDED
                     job.queued.release()
                     continue
+                job.number = number
                 job.device = devices.pop(0) if settings.name == "local" else None
                 job.seen_failure = _time_of(job.path.with_suffix(FAILED))
                 job.process = submit(job.overrides, config_dirs, job.device)
@@ -132,8 +143,12 @@ def _work(waiting: list[Job], config_dirs: list[str]) -> None:
             for job in [job for job in running if _ended(job)]:
                 running.remove(job)
                 job.queued.release()
+                ended += 1
                 if settings.name == "local":
                     devices.append(job.device)
+                if left := len(waiting) + len(running):
+                    minutes = (time.monotonic() - start) / ended * left / 60
+                    print(f"{left} of {total} jobs to go, about {minutes:.0f} min", flush=True)
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         _stop(running)
@@ -191,7 +206,7 @@ def _ended(job: Job) -> bool:
     text = job.process.printed()
     for line in text[job.shown :].splitlines():
         if line.strip() and not line.startswith("submitit"):
-            print(f"    {line}", flush=True)
+            print(f"  [{job.number}] {line.lstrip()}", flush=True)
     job.shown = len(text)
     if not done:
         return False
@@ -202,7 +217,7 @@ def _ended(job: Job) -> bool:
     if problem is not None:
         if _time_of(failure) == job.seen_failure:  # it died without a word
             write_failure(job.path, job.overrides, problem)
-        print(f"    failed: {problem} ({failure})", file=sys.stderr, flush=True)
+        print(f"  [{job.number}] failed: {problem} ({failure})", file=sys.stderr, flush=True)
     return True
 
 
