@@ -208,8 +208,10 @@ def test_csv_has_one_line_a_cell():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0"), (770, "770"), (18_432, "18.4K"), (294_912, "0.3M"),
-                                             (124_000_000, "124M"), (22_713_216, "22.7M")])  # fmt: skip
+@pytest.mark.parametrize(("count", "text"), [
+    (0, "0"), (770, "770"), (18_432, "18.4K"), (147_456, "0.15M"), (294_912, "0.3M"), (22_713_216, "22.7M"),
+    (124_000_000, "124M"),
+])  # fmt: skip
 def test_parameter_counts_in_the_published_style(count, text):
     assert parameter_text(count) == text
 

@@ -17,9 +17,10 @@ MEBI = 2**20
 
 
 def parameter_text(count: int) -> str:
-    """Return a parameter count in the published style: 0.3M, 18.4K, 0."""
+    """Return a parameter count in the published style: 0.3M, 18.4K, 0; 0.15M, where 0.1M would be off by over 5%."""
     if count >= 100_000:
-        return f"{count / 1e6:.{1 if count < 1e8 else 0}f}M"
+        digits = 0 if count >= 1e8 else 1 if abs(round(count, -5) - count) <= count / 20 else 2
+        return f"{count / 1e6:.{digits}f}M"
     return f"{count / 1e3:.1f}K" if count >= 1000 else str(count)
 
 
