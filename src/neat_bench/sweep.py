@@ -118,7 +118,7 @@ def _work(waiting: list[Job], config_dirs: list[str]) -> None:
     submit = submitter(waiting[0].config)
     devices: list[int | None] = list(_devices(settings))
     running: list[Job] = []
-    total, number, ended, said, start = len(waiting), 0, 0, False, time.monotonic()
+    total, ended, said, start = len(waiting), 0, False, time.monotonic()
     try:
         while waiting or running:
             while waiting and (devices or settings.name != "local"):
@@ -129,17 +129,16 @@ def _work(waiting: list[Job], config_dirs: list[str]) -> None:
                         said = True
                     break
                 waiting.remove(job)
-                number += 1
                 if job.recorded:  # by another sweep, meanwhile
                     job.outcome = ALREADY_RECORDED
                     job.queued.release()
                     continue
-                job.number = number
+                job.number = total - len(waiting)
                 job.device = devices.pop(0) if settings.name == "local" else None
                 job.seen_failure = _time_of(job.path.with_suffix(FAILED))
                 job.process = submit(job.overrides, config_dirs, job.device)
                 running.append(job)
-                print(f"[{number}/{total}] {job.title}", flush=True)
+                print(f"[{job.number}/{total}] {job.title}", flush=True)
             for job in [job for job in running if _ended(job)]:
                 running.remove(job)
                 job.queued.release()

@@ -39,6 +39,18 @@ def test_the_tables_of_a_grid_are_what_its_records_give(name, records_of):
             assert not written.exists()
 
 
+def test_the_tables_in_the_readme_are_those_of_the_grids():
+    sections = re.findall(r"^### (\w+): (.*?)(?=^##)", (GRIDS.parent / "README.md").read_text(), flags=re.S | re.M)
+    assert {name for name, _ in sections} == set(NAMES)
+    for name, text in sections:
+        tables = "\n".join(path.read_text() for path in (GRIDS / name / "tables").glob("grid_*.md"))
+        rows = {line.split(" | ")[0]: line.split(" | ") for line in tables.splitlines() if line.startswith("| ")}
+        shown = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        assert len(shown) == len(rows), name
+        for label, *cells in shown:
+            assert set(cells) <= set(rows[label]), (name, label)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_records_are_of_committed_code_and_of_nobodys_machine(name):
     for path in (GRIDS / name / "runs").rglob("seed*.json"):

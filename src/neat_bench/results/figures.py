@@ -188,7 +188,7 @@ def _against(table: Table, cost: Callable[[Row], float], label: str, log: bool) 
         )  # fmt: skip
         for artist in drawn.get_children():  # once the limits have taken in where it truly is
             artist.set_transform(beside)
-        if index in front or row.method == table.spec.baseline:
+        if not told and (index in front or row.method == table.spec.baseline):
             names.append((row.label, at, beside))
     if log:
         least = max(1.0, min((c for c in costs if c > 0), default=1.0))
@@ -346,7 +346,9 @@ def best_of_k(entries: list[Entry]) -> Figure | None:
             tasks.setdefault(entry.task, []).append(entry)
     if not tasks:
         return None
-    figure, panels = _panels(len(tasks), list({entry.method: None for tuned in tasks.values() for entry in tuned}))
+    figure, panels = _panels(
+        len(tasks), list(dict.fromkeys(entry.method for tuned in tasks.values() for entry in tuned))
+    )
     for panel, (task, tuned) in zip(panels, tasks.items(), strict=True):
         for entry, look in zip(tuned, _looks([entry.name for entry in tuned]), strict=True):
             curve = [100 * value for value in entry.selection.best_of()]

@@ -66,6 +66,11 @@ class Variant:
         """The runs by seed, in order."""
         return {run["seed"]: run for run in sorted(self.runs, key=lambda run: run["seed"])}
 
+    @cached_property
+    def config(self) -> dict[str, str]:
+        """What its runs were told, as dotted key -> value."""
+        return flattened(self.runs[0]["config"])
+
     def validation(self, seeds: set[int]) -> float:
         """Return the mean validation score over seeds."""
         return float(np.mean([validation_score(run, self.protocol) for s, run in self.by_seed.items() if s in seeds]))
@@ -98,10 +103,12 @@ class Selection:
         """Return what sets a setting apart from the others tried; of a single one, what the command line gave."""
         if self.tried == 1:
             return settings_of(variant.runs[0]) or "as shipped"
-        own, *others = (flattened(each.runs[0]["config"]) for each in (variant, *self.variants))
         # a field that older records lack is null in them
-        apart = [key for key in own if any(each.get(key, "null") != own[key] for each in others)]
-        return " ".join(f"{key}={own[key]}" for key in apart).replace('"', "")
+        apart = [
+            f"{key}={value}" for key, value in variant.config.items()
+            if any(each.config.get(key, "null") != value for each in self.variants)
+        ]  # fmt: skip
+        return " ".join(apart).replace('"', "")
 
     def best_of(self) -> list[float]:
         """Return for k = 1 ... tried the reported score expected of the best of k settings drawn at random.
