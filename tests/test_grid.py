@@ -15,7 +15,7 @@ from neat_bench.results.tables import TableSpec
 def test_the_runs_of_a_grid_differ_in_method_and_rate_alone(name):
     grid = load_named(Grid, "grid", name)
     terms = {}
-    for dataset, row_name, row in grid.cells():
+    for dataset, row_name, row in grid.cells(grid.datasets):
         config = build(compose(grid.overrides(dataset, row_name, row, 1e-3, 1)))
         values = plain(config)
         values.pop("method")
@@ -66,3 +66,15 @@ def test_a_grid_reports_the_best_rate_of_each_method_on_new_seeds(tiny_overrides
     assert reported["config"]["optimizer"]["lr"] == best["config"]["optimizer"]["lr"]
     run_grid(grid, more)
     assert "2 jobs, 2 already recorded" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("launcher", "together"), [("local", 1), ("slurm", 2)])
+def test_one_machine_finishes_a_data_set_before_the_next(launcher, together, monkeypatch):
+    datasets = {"packaged/gloss_polarity": Column(), "glue/rte": Column()}
+    grid = Grid(
+        tables=["t"], datasets=datasets, methods={"lora": Row(learning_rates=[1e-3])}, learning_rates=[1e-3], seeds=[1]
+    )
+    calls = []
+    monkeypatch.setattr("neat_bench.grid._run", lambda overrides: calls.append(len(overrides)))
+    run_grid(grid, [f"launcher={launcher}"])
+    assert [runs for runs in calls if runs] == [together] * (2 // together)

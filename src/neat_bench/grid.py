@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,9 +65,9 @@ class Grid:
         own = self.datasets[dataset].seeds
         return self.seeds if own is None else own
 
-    def cells(self) -> Iterator[tuple[str, str, Row]]:
-        """Yield data set, row name and row of each cell."""
-        for dataset in self.datasets:
+    def cells(self, datasets: Iterable[str]) -> Iterator[tuple[str, str, Row]]:
+        """Yield data set, row name and row of each cell of some data sets."""
+        for dataset in datasets:
             for name, row in self.methods.items():
                 yield dataset, name, row
 
@@ -90,16 +90,26 @@ def _run(overrides: list[list[str]]) -> dict[tuple[str, ...], Path]:
 def run_grid(grid: Grid, more: list[str]) -> None:
     """Run what is not recorded yet: the rates with the tuning seed, then the best of each cell with the other seeds.
 
-    more: overrides of every run that change no result, such as paths and launcher. Raises InputError if a run failed.
+    One machine finishes a data set before the next, so that a grid cut short has whole columns; a cluster gets all of
+    them at once. more: overrides of every run that change no result, such as paths and launcher. Raises InputError if
+    a run failed.
     """
+    if build(compose(more)).launcher.name == "local":
+        for dataset in grid.datasets:
+            _run_columns(grid, [dataset], more)
+    else:
+        _run_columns(grid, list(grid.datasets), more)
+
+
+def _run_columns(grid: Grid, datasets: list[str], more: list[str]) -> None:
     tuning = {
         (dataset, name): [[*grid.overrides(dataset, name, row, rate, grid.tuning_seed), *more] for rate in rates]
-        for dataset, name, row in grid.cells()
+        for dataset, name, row in grid.cells(datasets)
         if len(rates := grid.rates(row)) > 1
     }
     paths = _run([each for settings in tuning.values() for each in settings])
     reported = []
-    for dataset, name, row in grid.cells():
+    for dataset, name, row in grid.cells(datasets):
         rates, best = grid.rates(row), 0
         if len(rates) > 1:
             records = [read_record(paths[tuple(each)]) for each in tuning[dataset, name]]
