@@ -82,6 +82,18 @@ def test_collapse_is_flagged(predictions, labels, options, expected):
     assert flags(np.array(predictions), np.array(labels), options) == expected
 
 
+def test_a_correlation_above_zero_is_above_chance_whatever_the_accuracy():
+    labels = np.array([1] * 7 + [0] * 3)
+    predictions = np.array([1] * 5 + [0] * 5)  # right on 8 of 10: better than always 1
+    worse = np.array([1] * 4 + [0] * 6)  # on 7 of 10: as good as that
+    both = np.full(10, 2)
+    assert flags(predictions, labels, both) == []
+    assert flags(worse, labels, both) == ["at_chance"]
+    assert flags(worse, labels, both, "matthews_correlation") == []
+    assert flags(1 - worse, labels, both, "matthews_correlation") == ["at_chance"]
+    assert flags(np.ones(10, dtype=int), labels, both, "matthews_correlation") == ["constant_prediction", "at_chance"]
+
+
 def test_regression_reports_correlations(tiny_config, word_files, tmp_path):
     frame = pd.read_csv(word_files / "train.csv")
     frame["stars"] = np.where(frame.stars == "up", 4.5, 0.5)

@@ -270,6 +270,8 @@ def _make_record(
         "flags": [
             f"{name}: {flag}" if name else flag
             for name, predictions in evaluator.reported()
-            for flag in records.flags(predictions.prediction, predictions.label, predictions.options)
+            for flag in records.flags(
+                predictions.prediction, predictions.label, predictions.options, evaluator.metrics[0]
+            )
         ],
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from neat_bench.evaluation.metrics import metric
 from neat_bench.files import sha256_of_text
 
 SCHEMA = 1
@@ -96,11 +97,13 @@ def peak_memory(device: str) -> dict[str, Any]:
     return {"peak_memory_bytes": peak, "peak_memory_kind": "process resident"}
 
 
-def flags(predictions: np.ndarray, labels: np.ndarray, options: np.ndarray | None) -> list[str]:
+def flags(
+    predictions: np.ndarray, labels: np.ndarray, options: np.ndarray | None, main_metric: str = "accuracy"
+) -> list[str]:
     """Return what is wrong with a run's predictions: "constant_prediction", "at_chance", "not_finite".
 
-    options: among how many answers each item chooses, None for open answers. A run that chooses is at chance if
-    it is no better than guessing or than always giving the commonest label.
+    options: among how many answers each item chooses, None for open answers. A run that chooses is at chance if by
+    its main metric it is no better than guessing or than always giving the commonest label.
     """
     found = []
     if predictions.dtype.kind == "f" and not np.isfinite(predictions).all():
@@ -108,7 +111,13 @@ def flags(predictions: np.ndarray, labels: np.ndarray, options: np.ndarray | Non
     if len(set(predictions.tolist())) == 1 and len(set(labels.tolist())) > 1:
         found.append("constant_prediction")
     if options is not None:
-        commonest = max(Counter(labels.tolist()).values()) / len(labels)
-        if (predictions == labels).mean() <= max(commonest, (1 / options).mean()):
+        commonest = Counter(labels.tolist()).most_common(1)[0][0]
+        if main_metric == "accuracy":  # of answer texts as well
+            reached = (predictions == labels).mean()
+            chance = max((labels == commonest).mean(), (1 / options).mean())
+        else:
+            score = metric(main_metric)
+            reached, chance = score(predictions, labels), score(np.full_like(labels, commonest), labels)
+        if reached <= chance:
             found.append("at_chance")
     return found
