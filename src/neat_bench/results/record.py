@@ -103,7 +103,7 @@ def flags(
     """Return what is wrong with a run's predictions: "constant_prediction", "at_chance", "not_finite".
 
     options: among how many answers each item chooses, None for open answers. A run that chooses is at chance if by
-    its main metric it is no better than guessing or than always giving the commonest label.
+    its main metric it is no better than always giving the commonest label or, by accuracy, than guessing.
     """
     found = []
     if predictions.dtype.kind == "f" and not np.isfinite(predictions).all():
