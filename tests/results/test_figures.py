@@ -62,6 +62,16 @@ def test_no_word_of_a_tables_figures_is_cut_off(made, split_by, tasks):
         assert not misplaced(figure), name
 
 
+def test_of_a_table_with_one_task_run_so_far_the_figures_show_that_task():
+    spec = TableSpec(title="T", suite="s", columns={"one": "ONE", "two": "TWO"})
+    (table,) = build_tables(spec, records(["lora", "neat"], ["two"]), [], "split_validation")
+    drawn = {name: figure for name, _, figure in figures_of("t", table)}
+    assert drawn["t_m_parameters"].axes[0].get_ylabel().startswith("TWO")
+    (table,) = build_tables(spec, records(["lora", "neat"], ["one", "two"]), [], "split_validation")
+    drawn = {name: figure for name, _, figure in figures_of("t", table)}
+    assert drawn["t_m_parameters"].axes[0].get_ylabel().startswith("Average")
+
+
 def test_no_word_of_the_tuning_curves_is_cut_off():
     entries = make_ledger(records([f"a_method_with_a_name_{k}" for k in range(12)], settings=30), "split_validation")
     ((_, _, figure),) = tuning_figures(entries)

@@ -132,7 +132,8 @@ def test_unequal_tuning_is_refused_unless_told_to_and_then_marked():
     told = dataclasses.replace(SPEC, unequal_tuning=True)
     assert "UNEQUAL TUNING, not a fair comparison: settings tried: LORA 1, NEAT 2" in to_markdown(only(made, spec=told))
     # nothing to tune where nothing trains
-    only(runs("neat", [0.8], config="a") + runs("neat", [0.9], config="b") + runs("untuned", [0.8], trainable=0))
+    beside = runs("neat", [0.8], config="a") + runs("neat", [0.9], config="b") + runs("untuned", [0.8], trainable=0)
+    assert "Of every method that trains 2 settings were tried" in to_markdown(only(beside))
 
 
 def test_rows_are_split_by_the_fields_that_a_table_names():

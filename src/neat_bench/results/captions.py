@@ -67,7 +67,8 @@ def _tuning(table: Table) -> str:
     new = all(not set(cell.scores) & cell.selection.tuned_on for cell in cells)
     reported = "new seeds are reported" if new else "those that chose are reported where there are no new ones"
     if len(tried) == 1:
-        return f"Of every method {tried[0]} settings were tried in each column, {chosen}; {reported}."
+        who = "every method" if len(cells) == sum(len(row.cells) for row in table.rows) else "every method that trains"
+        return f"Of {who} {tried[0]} settings were tried in each column, {chosen}; {reported}."
     each = {row.label: max(cell.selection.tried for cell in row.cells.values()) for row in table.rows if row.cells}
     told = ", ".join(f"{label} {count}" for label, count in each.items())
     return f"UNEQUAL TUNING, not a fair comparison: settings tried: {told}; {chosen}; {reported}."

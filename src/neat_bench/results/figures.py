@@ -133,8 +133,9 @@ def _name_points(figure: Figure, axes: Axes, names: list[tuple[str, tuple[float,
 
 
 def _headline(table: Table) -> str:
-    """Return the column that stands for the whole table."""
-    return AVERAGE if len(table.spec.columns) > 1 else next(iter(table.spec.columns))
+    """Return the column that stands for the whole table: the average, or the only one that has runs."""
+    run = [task for task in table.spec.columns if any(task in row.cells for row in table.rows)]
+    return run[0] if len(run) == 1 else AVERAGE
 
 
 def _title(figure: Figure, table: Table) -> None:
