@@ -39,7 +39,7 @@ def test_paired_t_takes_shared_seeds_only():
     assert paired_t(ours, theirs) == pytest.approx(stats.ttest_rel([0.9, 0.92, 0.88], [0.8, 0.85, 0.79]).pvalue)
     assert paired_t(ours, {0: 0.8}) is None
     assert paired_t({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6}) == 1.0
-    assert paired_t({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5}) == 0.0
+    assert paired_t({0: 0.5, 1: 0.6, 2: 0.7}, {0: 0.4, 1: 0.5, 2: 0.6}) is None  # no spread to judge by
 
 
 def test_mcnemar_is_exact_and_looks_at_disagreements_only():

@@ -63,10 +63,10 @@ def test_the_best_is_bold_where_its_lead_is_more_than_noise():
 
 def test_a_lead_needs_shared_seeds_and_to_hold_against_every_row():
     clear = {0: 0.9, 1: 0.91}
-    assert best_is_beyond_noise([clear, {0: 0.8, 1: 0.81}])
+    assert best_is_beyond_noise([clear, {0: 0.8, 1: 0.811}])
     assert not best_is_beyond_noise([{0: 0.9, 1: 0.9}, {2: 0.1, 3: 0.1}])
     assert not best_is_beyond_noise([{0: 0.9}, {0: 0.1}])
-    assert not best_is_beyond_noise([clear, {0: 0.8, 1: 0.81}, {0: 0.3, 1: 0.7}])  # a noisy third
+    assert not best_is_beyond_noise([clear, {0: 0.8, 1: 0.811}, {0: 0.3, 1: 0.7}])  # a noisy third
 
 
 def test_the_average_is_of_complete_seeds_only():

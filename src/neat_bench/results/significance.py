@@ -26,13 +26,17 @@ def interval(scores: Sequence[float]) -> tuple[float, float] | None:
 
 
 def paired_t(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
-    """Return the two-sided p value of a paired t test over shared seeds, None for fewer than two."""
+    """Return the two-sided p value of a paired t test over shared seeds.
+
+    None for fewer than two, and where all differ by the same amount: scores come in steps of an item, so without any
+    spread (three seeds, each one item apart) the test would call a single item certain.
+    """
     seeds = sorted(ours.keys() & theirs.keys())
     if len(seeds) < 2:
         return None
     differences = np.array([ours[seed] - theirs[seed] for seed in seeds])
-    if np.ptp(differences) < 1e-12:  # every seed says the same: t is infinite, or nothing differs
-        return 1.0 if abs(differences[0]) < 1e-12 else 0.0
+    if np.ptp(differences) < 1e-12:
+        return 1.0 if abs(differences[0]) < 1e-12 else None
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
