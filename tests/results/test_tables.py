@@ -186,6 +186,37 @@ def test_another_protocol_shows_its_own_numbers_and_its_mark():
     assert "OPTIMISTIC" in markdown
 
 
+HALVES = "a part of the evaluation split (half, unless set) selects the epoch, the rest reports it"
+HELD_OUT = "rows held out of the training split select the epoch"
+
+
+@pytest.mark.parametrize(
+    "dataset, rule",
+    [
+        ({"evaluation_split": "validation"}, HALVES),
+        (
+            {"evaluation_split": "validation", "test_split": "test"},
+            "the validation split selects the epoch, the test split reports it",
+        ),
+        ({"evaluation_split": None, "test_split": "test"}, f"{HELD_OUT}, the test split reports it"),
+        ({"evaluation_split": None, "test_sets": {"one": {}}}, f"{HELD_OUT}, the test sets report it"),
+    ],
+)
+def test_the_footer_tells_which_rows_select_and_which_report(dataset, rule):
+    made = runs("neat", [0.9, 0.8])
+    for each in made:
+        each["config"]["dataset"] = dataset
+    assert f"Protocol split_validation: {rule}. Metrics" in to_markdown(only(made))
+    assert "Protocol last: the last epoch, on the whole reported split. " in to_markdown(only(made, "last"))
+
+
+def test_columns_that_select_on_different_rows_are_told_apart():
+    made = runs("neat", [0.9, 0.8]) + runs("neat", [0.7, 0.6], task="two")
+    for each in made[2:]:
+        each["config"]["dataset"] = {"evaluation_split": None, "test_split": "test"}
+    assert f"split_validation: ONE: {HALVES}; TWO: {HELD_OUT}, the test split reports it." in to_markdown(only(made))
+
+
 def test_flags_are_in_the_footer():
     markdown = to_markdown(only([record("neat", "one", 0, 0.5, flags=["at_chance"]), record("neat", "one", 1, 0.9)]))
     assert "| 70.0 ± 28.3 † |" in markdown

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from statistics import median
 
+from neat_bench.results.cells import Cell
 from neat_bench.results.significance import LEVEL, critical_difference, friedman, holm
 from neat_bench.results.tables import AVERAGE, Table
 
 PROTOCOLS = {
-    "split_validation": "a part of the evaluation split (half, unless set) selects the epoch, the rest reports it",
     "best_dev": "OPTIMISTIC: the best epoch on the reported split itself",
-    "last": "the last epoch, on the whole evaluation split",
+    "last": "the last epoch, on the whole reported split",
 }
 
 
@@ -30,7 +30,7 @@ def _measured(table: Table) -> list[str]:
         return []
     metrics = sorted({f"{table.spec.columns[t]}: {c.metric}" for row in table.rows for t, c in row.cells.items()})
     lines = [
-        f"Protocol {table.protocol}: {PROTOCOLS[table.protocol]}. Metrics in percent: {'; '.join(metrics)}.",
+        f"Protocol {table.protocol}: {_rule(table)}. Metrics in percent: {'; '.join(metrics)}.",
         _tuning(table),
         "Mean ± standard deviation over seeds. Bold: the best, where it differs from every other row (paired t tests "
         f"over shared seeds, Holm-corrected, p < {LEVEL}). Underlined: second, or the first two where the lead is "
@@ -52,6 +52,33 @@ def _measured(table: Table) -> list[str]:
                     f"collapsed ({told}); the mean holds them."
                 )
     return lines
+
+
+def _rule(table: Table) -> str:
+    """Say which epoch is reported, on which rows; a column at a time where they differ in it."""
+    if table.protocol in PROTOCOLS:
+        return PROTOCOLS[table.protocol]
+    columns: dict[str, list[str]] = {}  # by rule
+    for task, heading in table.spec.columns.items():
+        for rule in sorted({_split_validation(row.cells[task]) for row in table.rows if task in row.cells}):
+            columns.setdefault(rule, []).append(heading)
+    if len(columns) == 1:
+        return next(iter(columns))
+    return "; ".join(f"{', '.join(headings)}: {rule}" for rule, headings in columns.items())
+
+
+def _split_validation(cell: Cell) -> str:
+    """Say which rows select the epoch and which report it, as `DatasetSpec` divides them."""
+    dataset = cell.selection.runs[0]["config"]["dataset"]
+    if dataset.get("test_sets"):
+        reporting = "the test sets report it"
+    elif dataset.get("test_split"):
+        reporting = f"the {dataset['test_split']} split reports it"
+    else:
+        return "a part of the evaluation split (half, unless set) selects the epoch, the rest reports it"
+    if dataset["evaluation_split"] is None:
+        return f"rows held out of the training split select the epoch, {reporting}"
+    return f"the {dataset['evaluation_split']} split selects the epoch, {reporting}"
 
 
 def _tuning(table: Table) -> str:
