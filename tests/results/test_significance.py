@@ -91,14 +91,25 @@ def test_ranks_and_the_critical_difference_of_demsars_paper():
     assert average_ranks(np.array([[0.9, 0.8, 0.8], [0.7, 0.9, 0.1]])).tolist() == [1.5, 1.75, 2.75]
 
 
-def test_the_best_of_k_settings_is_expected_exactly():
-    scores, validation = [0.5, 0.9, 0.7], [0.6, 0.7, 0.8]
+def best_of(scores, validation):
     made = [record("neat", "one", 0, s, [f"optimizer.lr={i}"], f"c{i}", validation=v)
             for i, (s, v) in enumerate(zip(scores, validation, strict=True))]  # fmt: skip
-    curve = select(made, "split_validation").best_of()
+    return select(made, "split_validation").best_of()
+
+
+def test_the_best_of_k_settings_is_expected_exactly():
+    scores, validation = [0.5, 0.9, 0.7], [0.6, 0.7, 0.8]
+    curve = best_of(scores, validation)
     pairs = [(0, 1), (0, 2), (1, 2)]
     two = np.mean([scores[max(pair, key=lambda i: validation[i])] for pair in pairs])
     assert curve == [pytest.approx(np.mean(scores)), pytest.approx(two), pytest.approx(0.7)]
+
+
+def test_of_settings_that_tie_each_is_as_likely_the_best_whatever_their_order():
+    """Of settings 0, 1 and 2, the last two tie: the pairs give 0.9, 0.5 and either of them."""
+    expected = [pytest.approx(0.7), pytest.approx((0.9 + 0.5 + 0.7) / 3), pytest.approx(0.7)]
+    assert best_of([0.7, 0.9, 0.5], [0.6, 0.8, 0.8]) == expected
+    assert best_of([0.7, 0.5, 0.9], [0.6, 0.8, 0.8]) == expected
 
 
 def test_the_pareto_front_is_what_nothing_beats():

@@ -191,7 +191,7 @@ HELD_OUT = "rows held out of the training split select the epoch"
 
 
 @pytest.mark.parametrize(
-    "dataset, rule",
+    ("dataset", "rule"),
     [
         ({"evaluation_split": "validation"}, HALVES),
         (

@@ -114,11 +114,12 @@ class Selection:
         """Return for k = 1 ... tried the reported score expected of the best of k settings drawn at random.
 
         The best by validation, its reported score over the tuning seeds; exact, without replacement (Dodge et al.
-        2019, arXiv 1909.03004, with the finite-sample form).
+        2019, arXiv 1909.03004, with the finite-sample form). Each of several that tie is as likely.
         """
         seeds = set(self.tuned_on) or set(self.chosen.by_seed)
         ranked = sorted(self.variants, key=lambda variant: variant.validation(seeds))
-        scores = np.array([variant.score(seeds) for variant in ranked])
+        validation, scores = np.array([(variant.validation(seeds), variant.score(seeds)) for variant in ranked]).T
+        scores = np.array([scores[validation == value].mean() for value in validation])
         count = len(ranked)
         return [float((comb(np.arange(count), k - 1) / comb(count, k)) @ scores) for k in range(1, count + 1)]
 
