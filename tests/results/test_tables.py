@@ -66,6 +66,7 @@ def test_a_lead_needs_shared_seeds_and_to_hold_against_every_row():
     assert best_is_beyond_noise([clear, {0: 0.8, 1: 0.811}])
     assert not best_is_beyond_noise([{0: 0.9, 1: 0.9}, {2: 0.1, 3: 0.1}])
     assert not best_is_beyond_noise([{0: 0.9}, {0: 0.1}])
+    assert not best_is_beyond_noise([clear, {0: 0.8, 1: 0.81}])  # differences without any spread test nothing
     assert not best_is_beyond_noise([clear, {0: 0.8, 1: 0.811}, {0: 0.3, 1: 0.7}])  # a noisy third
 
 

@@ -16,9 +16,10 @@ SPLIT_SEED_OFFSET = 1_000_003  # keeps the split apart from the same seed's data
 class Protocol:
     """Names the reported rule.
 
-    split_validation: a seeded part of the evaluation split selects the epoch, the rest reports it (RED's
-    protocol). best_dev: the epoch with the best score on the whole split reports that score (what the
-    NEAT and LoRA papers did; optimistic). last: the last epoch, on the whole split.
+    split_validation: the epoch is selected on rows that do not report (RED's protocol): a seeded part of the
+    evaluation split, whose rest reports, or, where there is test data, the validation split or rows held out
+    of the training split. best_dev: the epoch with the best score on the reporting split itself (what the NEAT
+    and LoRA papers did; optimistic). last: the last epoch, on the whole split.
     """
 
     name: str
