@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
+from neat_bench.config import build, compose
 from neat_bench.errors import InputError
 from neat_bench.tasks import make_task
 
@@ -19,6 +21,31 @@ def test_dropout_is_the_models_own_or_what_the_config_says(tiny_config, tmp_path
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == found
 
 
-def test_a_dropout_that_is_no_probability_is_refused(tiny_config):
-    with pytest.raises(InputError, match=r"model\.dropout is at least 0 and below 1, not 1\.5"):
-        tiny_config("model.dropout=1.5")
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.dropout=1.5", r"model\.dropout is at least 0 and below 1, not 1\.5"),
+        ("model.attn_implementation=spda", r"unknown model\.attn_implementation 'spda'.*sdpa"),
+        ("model.dtype=fp32", r"unknown model\.dtype 'fp32'"),
+    ],
+)
+def test_a_value_that_no_model_takes_is_refused(tiny_config, override, told):
+    with pytest.raises(InputError, match=told):
+        tiny_config(override)
+    with pytest.raises(InputError, match=told):
+        build(compose(["model=dinov2_s", "dataset=packaged/digits", override]))  # a converted model
+
+
+def test_the_attention_is_computed_as_the_config_says(tiny_config, tmp_path):
+    def logits(*overrides):
+        config = tiny_config("method=lora", *overrides)
+        task = make_task(config.dataset, config.dataset.load(Path(config.paths.data), None, None))
+        torch.manual_seed(0)
+        model, _, _ = config.model.load(task, tmp_path)
+        ids = torch.arange(10).view(2, 5)
+        with torch.no_grad():
+            return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)), model.config._attn_implementation
+
+    (ours, found), (published, chosen) = logits("model.attn_implementation=eager"), logits()
+    assert (found, chosen) == ("eager", "sdpa")
+    torch.testing.assert_close(ours.logits, published.logits)

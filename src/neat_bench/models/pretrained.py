@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 POOLINGS = ("native", "mean")
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("8bit", "4bit")
+# without those that transformers would fetch from the hub and run
+ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 # heads stay whole: they train, or their logits decide
 NOT_QUANTISED = ["classifier", "score", "lm_head", "pooler"]
 
@@ -52,8 +54,9 @@ class Pretrained:
     weights; adapters are float32 whatever it is. quantization: 8bit or 4bit (NF4), by bitsandbytes, of the linear
     layers; dtype is then what they compute in. shape: transformers' config of the published model (model_type
     and sizes), so that it can be built without weights. normalization: of an image model, the pixel statistics
-    of its pretraining. dropout: every dropout probability of the model's config in training (None: its own). Only
-    safetensors are read, and no remote code runs.
+    of its pretraining. dropout: every dropout probability of the model's config in training (None: its own).
+    attn_implementation: transformers' (None: its choice, mostly sdpa). Only safetensors are read, and no remote code
+    runs.
     """
 
     name: str
@@ -68,18 +71,22 @@ class Pretrained:
     shape: dict[str, Any] | None = None
     normalization: str | None = None
     dropout: float | None = None
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout is at least 0 and below 1, not {self.dropout}")
-        if self.pooling not in POOLINGS:
-            raise InputError(f"unknown model.pooling '{self.pooling}'{nearest(self.pooling, POOLINGS)}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"unknown model.dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}")
-        if self.quantization not in (None, *QUANTIZATIONS):
-            raise InputError(
-                f"unknown model.quantization '{self.quantization}'{nearest(self.quantization, QUANTIZATIONS)}"
-            )
+        for key, value, choices in (
+            ("pooling", self.pooling, POOLINGS),
+            ("dtype", self.dtype, DTYPES),
+            ("quantization", self.quantization, (None, *QUANTIZATIONS)),
+            ("attn_implementation", self.attn_implementation, (None, *ATTENTIONS)),
+        ):
+            if value not in choices:
+                raise InputError(f"unknown model.{key} '{value}'{nearest(str(value), filter(None, choices))}")
+        self._check_source()
+
+    def _check_source(self) -> None:
         if not (self.hub_id or self.path or self.packaged):
             raise InputError("model needs one of hub_id, path or packaged")
 
@@ -121,6 +128,8 @@ class Pretrained:
         where, origin = self.locate(cache)
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
         weights = options | {"use_safetensors": True, "dtype": self.dtype} | self._quantized()
+        if self.attn_implementation is not None:
+            weights["attn_implementation"] = self.attn_implementation
         try:
             weights |= self._dropouts(where, options)
             tokenizer = None
@@ -134,7 +143,7 @@ class Pretrained:
             auto = getattr(transformers, task.auto_class)
             head = {"num_labels": task.outputs} if task.outputs else {}
             model = auto.from_pretrained(where, **head, **weights)
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"cannot load the model {self.name} from {where}: {reason[:80]}; {self.cure}") from None
         return model, tokenizer, origin
@@ -200,7 +209,7 @@ class ConvertedPretrained(Pretrained):
     file: ClassVar[str]
     sha256: ClassVar[str]
 
-    def __post_init__(self) -> None:
+    def _check_source(self) -> None:
         """Accept a config without a source: the package is the source."""
 
     @property

@@ -39,6 +39,8 @@ class TimmModel(Pretrained):
             raise InputError(f"{self.name} classifies images: choose an image data set, or a language model")
         if self.dropout is not None:
             raise InputError("model.dropout is for transformers' models; a timm model has model.arguments.drop_rate")
+        if self.attn_implementation is not None:
+            raise InputError("model.attn_implementation is for transformers' models; timm reads TIMM_FUSED_ATTN=0")
         where, origin = self.locate(cache)
         try:
             if Path(where).is_dir():
