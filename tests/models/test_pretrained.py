@@ -1,5 +1,6 @@
 """Loading pretrained models: what a config may change of them."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,17 @@ from neat_bench.errors import InputError
 from neat_bench.tasks import make_task
 
 
+def load(config, cache):
+    """Return the model of a config with its task's head."""
+    task = make_task(config.dataset, config.dataset.load(Path(config.paths.data), None, None))
+    return config.model.load(task, cache)[0]
+
+
 @pytest.mark.parametrize(
     ("overrides", "found"), [([], {0.1}), (["model.dropout=0.0"], {0.0}), (["model.dropout=0.3"], {0.3})]
 )
 def test_dropout_is_the_models_own_or_what_the_config_says(tiny_config, tmp_path, overrides, found):
-    config = tiny_config("method=lora", *overrides)
-    task = make_task(config.dataset, config.dataset.load(Path(config.paths.data), None, None))
-    model, _, _ = config.model.load(task, tmp_path)
+    model = load(tiny_config("method=lora", *overrides), tmp_path)
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == found
 
 
@@ -38,10 +43,8 @@ def test_a_value_that_no_model_takes_is_refused(tiny_config, override, told):
 
 def test_the_attention_is_computed_as_the_config_says(tiny_config, tmp_path):
     def logits(*overrides):
-        config = tiny_config("method=lora", *overrides)
-        task = make_task(config.dataset, config.dataset.load(Path(config.paths.data), None, None))
         torch.manual_seed(0)
-        model, _, _ = config.model.load(task, tmp_path)
+        model = load(tiny_config("method=lora", *overrides), tmp_path)
         ids = torch.arange(10).view(2, 5)
         with torch.no_grad():
             return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)), model.config._attn_implementation
@@ -49,3 +52,10 @@ def test_the_attention_is_computed_as_the_config_says(tiny_config, tmp_path):
     (ours, found), (published, chosen) = logits("model.attn_implementation=eager"), logits()
     assert (found, chosen) == ("eager", "sdpa")
     torch.testing.assert_close(ours.logits, published.logits)
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_an_attention_whose_package_is_missing_is_named(tiny_config, tmp_path):
+    config = tiny_config("method=lora", "model.attn_implementation=flash_attention_2")
+    with pytest.raises(InputError, match=r"attn_implementation=flash_attention_2 cannot be used here: the package for"):
+        load(config, tmp_path)

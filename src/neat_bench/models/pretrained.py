@@ -143,9 +143,14 @@ class Pretrained:
             auto = getattr(transformers, task.auto_class)
             head = {"num_labels": task.outputs} if task.outputs else {}
             model = auto.from_pretrained(where, **head, **weights)
-        except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"cannot load the model {self.name} from {where}: {reason[:80]}; {self.cure}") from None
+        except ImportError as error:
+            if self.attn_implementation is None:
+                raise
+            told = f"model.attn_implementation={self.attn_implementation} cannot be used here"
+            raise InputError(f"{told}: {str(error).partition('error: ')[2] or error}") from None
         return model, tokenizer, origin
 
     def _dropouts(self, where: str, options: dict[str, Any]) -> dict[str, float]:
