@@ -46,6 +46,13 @@ def test_the_packaged_weights_are_converted_once(lite0, cache):
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("override", ["model.dropout=0.1", "model.attn_implementation=eager"])
+def test_what_only_transformers_models_take_is_refused(override, cache):
+    config = build(compose(["model=efficientnet_lite0", "dataset=packaged/digits", override]))
+    with pytest.raises(InputError, match=f"{override.split('=')[0]} is for transformers' models"):
+        config.model.load(Head, cache)
+
+
 def test_the_packaged_weights_see_dogs_and_cats_in_photographs_of_pets(cache):
     if not (SHARED / "vision" / "oxford_iiit_pet").exists():
         pytest.skip("the real photographs are not on this machine")
