@@ -211,6 +211,13 @@ def test_the_footer_tells_which_rows_select_and_which_report(dataset, rule):
     assert "Protocol last: the last epoch, on the whole reported split. " in to_markdown(only(made, "last"))
 
 
+def test_a_condition_that_not_all_columns_share_names_those_that_do():
+    made = runs("neat", [0.8]) + runs("neat", [0.8], task="two", overrides=["trainer.precision=bf16"])
+    told = "Conditions: evaluation batch 64; evaluation split validation; precision bf16 (TWO); precision fp32 (ONE)."
+    assert told in to_markdown(only(made))
+    assert "precision fp32. Measured" in to_markdown(only(made[:1]))
+
+
 def test_columns_that_select_on_different_rows_are_told_apart():
     made = runs("neat", [0.9, 0.8]) + runs("neat", [0.7, 0.6], task="two")
     for each in made[2:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from statistics import median
 
 from neat_bench.results.cells import Cell
@@ -40,9 +41,8 @@ def _measured(table: Table) -> list[str]:
         "apart. Memory: peak.",
     ]
     cells = [cell for row in table.rows for cell in row.cells.values()]
-    conditions = sorted({each for cell in cells for each in cell.conditions if not each.startswith("metric")})
     devices = sorted({device for cell in cells for device in cell.devices})
-    lines.append(f"Conditions: {'; '.join(conditions)}. Measured on {'; '.join(devices)}.")
+    lines.append(f"Conditions: {_conditions(table)}. Measured on {'; '.join(devices)}.")
     for row in table.rows:
         for task, cell in row.cells.items():
             if cell.flags:
@@ -54,14 +54,30 @@ def _measured(table: Table) -> list[str]:
     return lines
 
 
+def _columns(table: Table, tell: Callable[[Cell], Iterable[str]]) -> dict[str, list[str]]:
+    """Return what `tell` says of the cells of each column, with the headings of the columns it holds for."""
+    columns: dict[str, list[str]] = {}
+    for task, heading in table.spec.columns.items():
+        for each in sorted({each for row in table.rows if task in row.cells for each in tell(row.cells[task])}):
+            columns.setdefault(each, []).append(heading)
+    return columns
+
+
+def _conditions(table: Table) -> str:
+    """Say what moves a number by itself, and in which columns where not in all."""
+    told = _columns(table, lambda cell: (each for each in cell.conditions if not each.startswith("metric")))
+    shown = {heading for headings in told.values() for heading in headings}
+    return "; ".join(
+        each if len(headings) == len(shown) else f"{each} ({', '.join(headings)})"
+        for each, headings in sorted(told.items())
+    )
+
+
 def _rule(table: Table) -> str:
     """Say which epoch is reported, on which rows; a column at a time where they differ in it."""
     if table.protocol in PROTOCOLS:
         return PROTOCOLS[table.protocol]
-    columns: dict[str, list[str]] = {}  # by rule
-    for task, heading in table.spec.columns.items():
-        for rule in sorted({_split_validation(row.cells[task]) for row in table.rows if task in row.cells}):
-            columns.setdefault(rule, []).append(heading)
+    columns = _columns(table, lambda cell: [_split_validation(cell)])
     if len(columns) == 1:
         return next(iter(columns))
     return "; ".join(f"{', '.join(headings)}: {rule}" for rule, headings in columns.items())
