@@ -72,6 +72,21 @@ def test_of_a_table_with_one_task_run_so_far_the_figures_show_that_task():
     assert drawn["t_m_parameters"].axes[0].get_ylabel().startswith("Average")
 
 
+def test_of_a_table_with_some_tasks_run_so_far_each_has_figures_of_its_own():
+    spec = TableSpec(title="T", suite="s", columns={"one": "ONE", "two": "TWO", "three": "THREE"})
+    made = records(["lora", "neat"], ["one"]) + runs("lora", [0.6, 0.7], "two") + runs("neat", [0.6, 0.8], "two")
+    for each in made:
+        each["cost"] |= {"train_seconds": 5.0 if each["names"]["task"] == "one" else 50.0}
+    (table,) = build_tables(spec, made, [], "split_validation")
+    drawn = {name: figure for name, _, figure in figures_of("t", table)}
+    kinds = ("parameters", "time", "memory")
+    assert set(drawn) == {f"t_m_{kind}_{task}" for kind in kinds for task in ("one", "two")} | {"t_m_learning"}
+    for task, seconds in (("one", 5.0), ("two", 50.0)):
+        axes = drawn[f"t_m_time_{task}"].axes[0]
+        assert axes.get_ylabel().startswith(task.upper())
+        assert {float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")} == {seconds}
+
+
 def test_no_word_of_the_tuning_curves_is_cut_off():
     entries = make_ledger(records([f"a_method_with_a_name_{k}" for k in range(12)], settings=30), "split_validation")
     ((_, _, figure),) = tuning_figures(entries)

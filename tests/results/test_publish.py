@@ -134,6 +134,22 @@ def test_a_refused_table_is_named_and_the_others_are_made(made, tmp_path):
     assert "unequal numbers of settings tried" in (tmp_path / "report.html").read_text()
 
 
+def test_figures_that_the_runs_no_longer_give_are_removed(tmp_path):
+    spec = TableSpec(title="T", suite="s", columns={"one": "One", "two": "Two", "three": "Three"})
+
+    def figures(task):
+        for each in runs("neat", [0.8, 0.9], task) + runs("lora", [0.7, 0.8], task):
+            write(tmp_path, each)
+        publish(tmp_path, {"a": spec, "a_b": spec}, "split_validation", whole=False)
+        return {path.name for path in (tmp_path / "figures").glob("*_time*")}
+
+    ends = ("png", "svg")
+    assert figures("one") == {f"{name}_m_time.{end}" for name in ("a", "a_b") for end in ends}
+    (tmp_path / "figures" / "mine_time.png").touch()
+    drawn = {f"{name}_m_time_{task}.{end}" for name in ("a", "a_b") for task in ("one", "two") for end in ends}
+    assert figures("two") == drawn | {"mine_time.png"}
+
+
 def test_the_report_is_one_file_that_needs_no_network(made):
     folder, _ = made
     text = (folder / "report.html").read_text()

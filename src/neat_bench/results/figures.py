@@ -19,6 +19,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import EngFormatter, MaxNLocator, SymmetricalLogLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
+from neat_bench.results.cells import Cell
 from neat_bench.results.ledger import Entry
 from neat_bench.results.render import MEBI
 from neat_bench.results.significance import average_ranks, critical_difference, interval
@@ -132,10 +133,16 @@ def _name_points(figure: Figure, axes: Axes, names: list[tuple[str, tuple[float,
         axes.annotate(name, point, xycoords=beside, arrowprops=line, **text)
 
 
-def _headline(table: Table) -> str:
-    """Return the column that stands for the whole table: the average, or the only one that has runs."""
+def _headlines(table: Table) -> list[str]:
+    """Return the columns that stand for the whole table: the average; where no two rows have it, each that has runs."""
     run = [task for task in table.spec.columns if any(task in row.cells for row in table.rows)]
-    return run[0] if len(run) == 1 else AVERAGE
+    averaged = sum(bool(row.scores(AVERAGE, table.spec)) for row in table.rows)
+    return [AVERAGE] if len(run) > 1 and averaged > 1 else run
+
+
+def _cells(row: Row, column: str) -> list[Cell]:
+    """Return the cells behind a column's score: all of them for the average."""
+    return list(row.cells.values()) if column == AVERAGE else [row.cells[column]]
 
 
 def _title(figure: Figure, table: Table) -> None:
@@ -161,13 +168,12 @@ def pareto(points: list[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _against(table: Table, cost: Callable[[Row], float], label: str, log: bool) -> Figure | None:
-    """Return score against a cost, with 95% intervals over seeds and the Pareto front."""
-    column = _headline(table)
+def _against(table: Table, column: str, cost: Callable[[list[Cell]], float], label: str, log: bool) -> Figure | None:
+    """Return a column's score against a cost, with 95% intervals over seeds and the Pareto front."""
     rows = [row for row in table.rows if row.scores(column, table.spec)]
     if len(rows) < 2:
         return None
-    costs = [cost(row) for row in rows]
+    costs = [cost(_cells(row, column)) for row in rows]
     scores = [list(row.scores(column, table.spec).values()) for row in rows]
     means = [100 * float(np.mean(each)) for each in scores]
     front = pareto(list(zip(costs, means, strict=True)))
@@ -245,9 +251,8 @@ def learning_curves(table: Table) -> Figure | None:
     return figure
 
 
-def ablation(table: Table, key: str) -> Figure | None:
-    """Return the headline score against the values of a split field, a line a method, with 95% intervals."""
-    column = _headline(table)
+def ablation(table: Table, column: str, key: str) -> Figure | None:
+    """Return a column's score against the values of a split field, a line a method, with 95% intervals."""
     lines: dict[tuple[str, str], list[tuple[Any, Row]]] = {}
     for row in table.rows:
         if key in row.split and row.scores(column, table.spec):
@@ -366,34 +371,41 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
+def prefix(name: str, table: Table) -> str:
+    """Return what the file names of all figures of a table start with."""
+    return f"{name}_{slug(table.heading)}_"
+
+
 def figures_of(name: str, table: Table) -> Iterator[tuple[str, str, Figure]]:
     """Yield file name, title and figure of everything that a table has the runs for."""
-    start = f"{name}_{slug(table.heading)}"
-    costs: dict[str, tuple[str, str, Callable[[Row], float]]] = {
+    start, headlines = prefix(name, table), _headlines(table)
+    costs: dict[str, tuple[str, str, Callable[[list[Cell]], float]]] = {
         "parameters": (
             "trainable parameters",
             "trainable parameters, head apart",
-            lambda row: _of(row, "parameters", max),
+            lambda cells: max(cell.parameters for cell in cells),
         ),
-        "time": ("training time", "training time of one run (s)", lambda row: _of(row, "seconds", np.mean)),
-        "memory": ("memory", "peak memory (MiB)", lambda row: _of(row, "memory", max) / MEBI),
+        "time": (
+            "training time",
+            "training time of one run (s)",
+            lambda cells: float(np.mean([cell.seconds for cell in cells])),
+        ),
+        "memory": ("memory", "peak memory (MiB)", lambda cells: max(cell.memory for cell in cells) / MEBI),
     }
     with mpl.rc_context(STYLE):
-        for kind, (what, label, cost) in costs.items():
-            if (figure := _against(table, cost, label, log=kind == "parameters")) is not None:
-                yield f"{start}_{kind}", f"Score against {what}", figure
+        for column in headlines:
+            end = f"_{slug(table.spec.columns[column])}" if len(headlines) > 1 else ""
+            of = f", {table.spec.columns[column]}" if len(headlines) > 1 else ""
+            for kind, (what, label, cost) in costs.items():
+                if (figure := _against(table, column, cost, label, log=kind == "parameters")) is not None:
+                    yield f"{start}{kind}{end}", f"Score against {what}{of}", figure
+            for key in table.spec.split_by:
+                if (figure := ablation(table, column, key)) is not None:
+                    yield f"{start}by-{slug(key.removeprefix('method.'))}{end}", f"Score by {key}{of}", figure
         if (figure := learning_curves(table)) is not None:
-            yield f"{start}_learning", "Learning curves", figure
+            yield f"{start}learning", "Learning curves", figure
         if (figure := critical_differences(table)) is not None:
-            yield f"{start}_ranks", "Mean ranks over tasks", figure
-        for key in table.spec.split_by:
-            if (figure := ablation(table, key)) is not None:
-                yield f"{start}_by-{slug(key.removeprefix('method.'))}", f"Score by {key}", figure
-
-
-def _of(row: Row, what: str, over: Callable[[list[float]], Any]) -> float:
-    """Return a cost of a row over its tasks."""
-    return float(over([getattr(cell, what) for cell in row.cells.values()]))
+            yield f"{start}ranks", "Mean ranks over tasks", figure
 
 
 def tuning_figures(entries: list[Entry]) -> Iterator[tuple[str, str, Figure]]:

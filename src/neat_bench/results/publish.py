@@ -14,7 +14,7 @@ from typing import Any
 
 from neat_bench.errors import InputError
 from neat_bench.files import write_whole
-from neat_bench.results.figures import Figure, figures_of, tuning_figures
+from neat_bench.results.figures import Figure, figures_of, prefix, tuning_figures
 from neat_bench.results.ledger import Entry, ledger_csv, ledger_markdown, make_ledger
 from neat_bench.results.published import Published, load_published
 from neat_bench.results.render import latex_document, to_csv, to_latex, to_markdown
@@ -72,6 +72,14 @@ def _draw_all(
     return drawn
 
 
+def _remove_older(folder: Path, start: str, drawn: list[Drawn]) -> None:
+    """Remove the figures of a table, whose names begin so, that its runs no longer give."""
+    names = {each.name for each in drawn}
+    for path in folder.glob(f"{start}*"):
+        if path.stem not in names:
+            path.unlink()
+
+
 def publish(results: Path, specs: dict[str, TableSpec], protocol: str, whole: bool = True) -> Made:
     """Write what a results folder gives under the specs, by name; with `whole`, ledger and report as well.
 
@@ -96,6 +104,8 @@ def publish(results: Path, specs: dict[str, TableSpec], protocol: str, whole: bo
     tuning = [partial(tuning_figures, entries) for entries in by_suite]
     drawn = _draw_all(made, results / "figures", [*sources, *tuning])
     figures = dict(zip(with_runs, drawn, strict=False))
+    for index, found in figures.items():
+        _remove_older(results / "figures", prefix(shown[index][0] + suffix, shown[index][1]), found)
     if whole:
         complete = [(name, table, figures.get(index, [])) for index, (name, table) in enumerate(shown)]
         _write_whole_folder(results, suffix, ledger, complete, list(chain.from_iterable(drawn[len(sources) :])), made)
