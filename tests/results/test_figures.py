@@ -87,6 +87,17 @@ def test_of_a_table_with_some_tasks_run_so_far_each_has_figures_of_its_own():
         assert {float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")} == {seconds}
 
 
+def test_the_axis_says_when_marks_stand_beside_their_true_costs():
+    spec = TableSpec(title="T", suite="s", columns={"one": "ONE"})
+    said = {}
+    for trainable in (70_500, 140_000):
+        made = records(["lora"]) + runs("neat", [0.8, 0.81], trainable=trainable)
+        (table,) = build_tables(spec, made, [], "split_validation")
+        drawn = {name: figure for name, _, figure in figures_of("t", table)}
+        said[trainable] = "side by side" in drawn["t_m_parameters"].axes[0].get_xlabel()
+    assert said == {70_500: True, 140_000: False}
+
+
 def test_no_word_of_the_tuning_curves_is_cut_off():
     entries = make_ledger(records([f"a_method_with_a_name_{k}" for k in range(12)], settings=30), "split_validation")
     ((_, _, figure),) = tuning_figures(entries)

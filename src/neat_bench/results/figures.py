@@ -204,7 +204,7 @@ def _against(table: Table, column: str, cost: Callable[[list[Cell]], float], lab
         steps = (1,) if max(costs) > 30 * least else (1, 2, 5)
         axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=least, subs=steps))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel(label)
+    axes.set_xlabel(f"{label} (marks within {NEAR:.0%} stand side by side)" if any(shifts) else label)
     axes.set_ylabel(_y_label(table, column))
     _title(figure, table)
     if told:
