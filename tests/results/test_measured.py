@@ -46,9 +46,11 @@ def rows_of(text):
 
 def test_the_tables_in_the_readme_are_those_of_the_grids():
     sections = re.findall(r"^### (\w+): (.*?)(?=^##)", (GRIDS.parent / "README.md").read_text(), flags=re.S | re.M)
+    assert {name for name, _ in sections} == set(NAMES)
     left = {path: rows_of(path.read_text()) for path in GRIDS.glob("*/tables/grid_*.md")}
     for name, text in sections:
         shown = rows_of(text)
+        assert len(shown) == text.count("\n| "), name  # no label twice
         same = [
             path for path, rows in left.items()
             if path.parent.parent.name == name and rows.keys() == shown.keys()
